@@ -1,0 +1,225 @@
+"""Every setting of a run, one frozen dataclass a concern; recipes are YAML files of these fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What to read.
+
+    Attributes:
+        root: folder of the data set; none: the generated demo.
+        fps: frames a second of the features, unless `features.json` in `root` says otherwise.
+        stride: frames between snippets, likewise.
+        window: frames a snippet covers, likewise.
+        validation: share of the training list, from its end, kept for validation (0: none).
+        missing: what to do about listed videos without features: stop, or skip them and say so.
+    """
+
+    root: str | None = None
+    fps: float = 25.0
+    stride: float = 16
+    window: float = 16
+    validation: float = 0.0
+    missing: Literal["error", "skip"] = "error"
+
+
+@dataclass(frozen=True)
+class DetectorConfig:
+    """The change-point detection module, DFC (section 3.2).
+
+    Attributes:
+        width: units of each encoder and decoder layer (the paper's 1024).
+        state_size: units of the GRU state d (the paper's 256).
+        latent_size: Z, dimensions of the level-2 latent v2.
+        level1: `gru`: latent with its own GRU state (the paper's); `simple`: 32-d latent without recurrence.
+        snippet_latent_size: dimensions of the level-1 latent v1 (`simple` uses 32).
+        static_belief: `held`: p_static is the stored belief; `prior`: the head P, eq. 4 as written.
+        change_prior: p_change is `state`: P(d'); `constant`: one learned Gaussian; `full`: eq. 5 as written.
+        evidence: `start`: Q with the initial state; `transition`: eq. 6 as written.
+        belief_weight: rho, the weight of the belief's precision in the filter of eq. 6.
+        evidence_weight: kappa, the weight of the evidence's precision.
+        decode: x_t is decoded from v2 of the `current` snippet or of the last change-point (`segment`).
+        refractory: steps without a test after a change-point.
+        reset: start the network afresh at a change-point (section 3.2); off for the ablation only.
+        alpha: step of beta, up after a change-point (eq. 8).
+        alpha_down: step of beta after no change-point; none: alpha.
+        beta0: beta at the start.
+        beta_range: beta is clipped to this range.
+        look_ahead: level 2 sees the mean of f1 over this many snippets.
+        standardise: features are centred and divided by a deviation `per_dimension` or one `global` one.
+        sigma: deviation of the decoder's Gaussian, in units of standardised features.
+        kl_weight: weight of the KL terms of eq. 2.
+        kl_warmup: steps over which that weight rises from 0.
+        free_nats: KL below this many nats a snippet costs nothing.
+        crop: snippets of a training crop.
+        shared_embedding: DFC reads EFC's embedding instead of the features.
+    """
+
+    width: int = 1024
+    state_size: int = 256
+    latent_size: int = 64
+    level1: Literal["gru", "simple"] = "gru"
+    snippet_latent_size: int = 64
+    static_belief: Literal["held", "prior"] = "held"
+    change_prior: Literal["state", "constant", "full"] = "state"
+    evidence: Literal["start", "transition"] = "start"
+    belief_weight: float = 0.7
+    evidence_weight: float = 0.3
+    decode: Literal["current", "segment"] = "current"
+    refractory: int = 0
+    reset: bool = True
+    alpha: float = 0.15
+    alpha_down: float | None = None
+    beta0: float = 0.5
+    beta_range: tuple[float, float] = (0.15, 0.9)
+    look_ahead: int = 1
+    standardise: Literal["per_dimension", "global"] = "per_dimension"
+    sigma: float = 1.0
+    kl_weight: float = 1.0
+    kl_warmup: int = 100
+    free_nats: float = 0.0
+    crop: int = 750
+    shared_embedding: bool = False
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """The attention-based classification module, EFC (section 3.3; ACM-Net, arXiv 2104.02967).
+
+    Attributes:
+        width: channels of the embedding; none: the feature dimension.
+        dropout: rate of snippet and feature dropout.
+        n_snippets: T, snippets sampled from a video (section 4.2: 750 on THUMOS14, 150 on ActivityNet).
+        topk_foreground: the foreground score is the mean of the top T / topk_foreground snippets.
+        topk_context: likewise for context.
+        topk_background: likewise for background.
+        foreground_weight: weight of the foreground term of eq. 12.
+        context_weight: weight of the context term of eq. 12 (0: Table 3 without context).
+        background_weight: weight of the background term of eq. 12 (0: Table 3 without background).
+        guide_weight: weight of ACM-Net's guide term (0: the paper's eq. 12).
+        feature_weight: weight of ACM-Net's feature-norm term.
+        sparsity_weight: weight of ACM-Net's attention-sparsity term.
+    """
+
+    width: int | None = None
+    dropout: float = 0.7
+    n_snippets: int = 750
+    topk_foreground: int = 8
+    topk_context: int = 3
+    topk_background: int = 3
+    foreground_weight: float = 1.0
+    context_weight: float = 1.0
+    background_weight: float = 1.0
+    guide_weight: float = 0.0
+    feature_weight: float = 0.0
+    sparsity_weight: float = 0.0
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Adam for one of the two modules (section 4.2: lr 1e-4, weight decay 5e-4).
+
+    Attributes:
+        iterations: steps of this module; the run ends when both modules are done.
+        batch_size: videos (EFC) or crops (DFC) a step.
+        lr: learning rate.
+        weight_decay: Adam's L2 term.
+        warmup: steps over which the learning rate rises linearly.
+        decay_at: share of the iterations after which the learning rate is multiplied by 0.3 (1: never).
+        clip_norm: gradient norm above which gradients are scaled down (0: off).
+    """
+
+    iterations: int = 6000
+    batch_size: int = 16
+    lr: float = 1e-4
+    weight_decay: float = 5e-4
+    warmup: int = 0
+    decay_at: float = 1.0
+    clip_norm: float = 0.0
+
+
+@dataclass(frozen=True)
+class RefinementConfig:
+    """The longest-common-subsequence step that deletes redundant change-points (section 3.3, end).
+
+    Attributes:
+        enabled: off for the ablation.
+        similarity: cosine of the `raw` features, of features `centred` on the video's mean, or of EFC's `embedding`.
+        cosine_threshold: snippets match above this cosine (the paper's 0.65).
+        lcs_ratio: a change-point goes when LCS / shorter length reaches this.
+        max_rounds: passes over the video at most.
+    """
+
+    enabled: bool = True
+    similarity: Literal["raw", "centred", "embedding"] = "raw"
+    cosine_threshold: float = 0.65
+    lcs_ratio: float = 0.8
+    max_rounds: int = 10
+
+
+@dataclass(frozen=True)
+class LocalizationConfig:
+    """From change-points and CAS to detections (METHOD 4; section 3.3, end).
+
+    Attributes:
+        proposals: where segments come from: runs between `change_points`, runs above `thresholds`, or `both`.
+        class_threshold: classes whose video score passes are localised (0.25 THUMOS14, 0.10 ActivityNet).
+        cas_thresholds: foreground thresholds on the CAS.
+        attention_thresholds: foreground thresholds on the foreground attention.
+        upsample: points a snippet on which `thresholds` runs are found.
+        oic_margin: outer-inner contrast: width of the outer margin, as a share of the segment's length.
+        gamma: weight of the video score in a detection's score.
+        suppression: `hard` or `soft` (Gaussian) non-maximum suppression.
+        nms_tiou: hard NMS drops a detection that overlaps a better one of its class by more than this.
+        soft_sigma: width of the Gaussian of soft-NMS.
+        min_score: soft-NMS drops detections below this.
+        nms_plus_one: overlap with ACM-Net's one extra second a segment; for the peers' presets only.
+    """
+
+    proposals: Literal["change_points", "both", "thresholds"] = "change_points"
+    class_threshold: float = 0.25
+    cas_thresholds: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    attention_thresholds: tuple[float, ...] = ()
+    upsample: int = 8
+    oic_margin: float = 0.2
+    gamma: float = 0.0
+    suppression: Literal["hard", "soft"] = "hard"
+    nms_tiou: float = 0.55
+    soft_sigma: float = 0.3
+    min_score: float = 0.0
+    nms_plus_one: bool = False
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run.
+
+    Attributes:
+        data: what to read.
+        detector: DFC.
+        classifier: EFC.
+        detector_optim: training of DFC.
+        classifier_optim: training of EFC.
+        detector_weight: lambda of `L = L_EFC + lambda L_DFC`.
+        refinement: the LCS step.
+        localization: from change-points and CAS to detections.
+        protocol: evaluation protocol.
+        seed: seed of everything random.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    detector: DetectorConfig = field(default_factory=DetectorConfig)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    detector_optim: OptimConfig = field(default_factory=OptimConfig)
+    classifier_optim: OptimConfig = field(default_factory=OptimConfig)
+    detector_weight: float = 1.0
+    refinement: RefinementConfig = field(default_factory=RefinementConfig)
+    localization: LocalizationConfig = field(default_factory=LocalizationConfig)
+    protocol: str = "thumos14"
+    seed: int = 0
+    device: str = "auto"
