@@ -1,0 +1,323 @@
+"""From features to detections with a trained model: `python -m ahlm.infer`, `ahlm.load(RUN).localize(features)`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ahlm.checkpoint import Checkpoint, load_weights
+from ahlm.config import Config
+from ahlm.data.dataset import FeatureDataset, open_dataset
+from ahlm.data.feature_store import load_features
+from ahlm.data.sampling import collate, sample_snippets_test
+from ahlm.errors import DataError
+from ahlm.evaluation.predictions import write_predictions
+from ahlm.localization import Localization, localize
+from ahlm.run_folder import FILES
+
+BATCH_SNIPPETS = 20_000  # snippets scanned together; bounds memory, and keeps short videos in large batches
+
+
+class Detection(NamedTuple):
+    """One action instance: class name, score, start and end in seconds."""
+
+    label: str
+    score: float
+    start_s: float
+    end_s: float
+
+
+class VideoAnalysis(NamedTuple):
+    """What the model says of one video of n snippets and C classes, before localisation.
+
+    Attributes:
+        video_scores: softmax video scores of the foreground branch [C].
+        cas: foreground class probabilities [n, C].
+        attention: foreground, context, background [n, 3].
+        embedding: EFC's snippet embedding [n, width].
+        change_points: detected edges, sorted, in 1 .. n-1; edge e lies between snippets e - 1 and e.
+        kl_static: D_static of eq. 7 in nats [n], 0 at the first snippet.
+        kl_change: D_change likewise.
+    """
+
+    video_scores: NDArray[np.float32]
+    cas: NDArray[np.float32]
+    attention: NDArray[np.float32]
+    embedding: NDArray[np.float32]
+    change_points: NDArray[np.int64]
+    kl_static: NDArray[np.float32]
+    kl_change: NDArray[np.float32]
+
+
+class Predictor:
+    """A trained model with its classes and timeline, ready for videos."""
+
+    def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
+        self.checkpoint = checkpoint
+        self.config: Config = checkpoint.config
+        self.classes, self.spec = checkpoint.classes, checkpoint.spec
+        self.device = torch.device(device)
+        self.model = checkpoint.model.to(self.device).eval()
+
+    def localize(
+        self, features: NDArray[Any], duration_s: float | None = None, **localization: Any
+    ) -> list[Detection]:
+        """Detections of one video, best first.
+
+        Args:
+            features: snippet features [n, F], cut as `self.spec` says.
+            duration_s: detections end here; none: the end of the last snippet.
+            localization: fields of `LocalizationConfig` that replace the run's, such as `proposals="both"`.
+
+        Raises:
+            ValueError: wrong shape, no snippet, or values that are not finite.
+        """
+        features = np.asarray(features)
+        if features.ndim != 2 or features.shape[1] != self.checkpoint.feature_dim or not len(features):
+            raise ValueError(f"features must be [n >= 1, {self.checkpoint.feature_dim}], got {list(features.shape)}")
+        if not np.isfinite(features).all():
+            raise ValueError("features must be finite, got NaN or infinity")
+        features = features.astype(np.float32, copy=False)
+        analysis = self.analyse([features])[0]
+        settings = dataclasses.replace(self.config.localization, **localization)
+        found = self.localize_analysis(features, analysis, duration_s, dataclasses.replace(self.config, localization=settings))
+        return self.detections(found)
+
+    def detections(self, found: Localization) -> list[Detection]:
+        """Detections with class names, best first."""
+        return [
+            Detection(self.classes[c], float(score), float(start), float(end))
+            for c, score, start, end in zip(found.class_index, found.score, found.start_s, found.end_s, strict=True)
+        ]
+
+    def localize_analysis(
+        self,
+        features: NDArray[np.float32],
+        analysis: VideoAnalysis,
+        duration_s: float | None,
+        config: Config,
+        change_points: NDArray[np.int64] | None = None,
+    ) -> Localization:
+        """METHOD 4 on an analysed video; `change_points` replace the detected ones and skip the LCS step (oracle)."""
+        refinement = config.refinement
+        if change_points is not None:
+            refinement = dataclasses.replace(refinement, enabled=False)
+        return localize(
+            analysis.cas,
+            analysis.video_scores,
+            analysis.attention[:, 0],
+            analysis.change_points if change_points is None else change_points,
+            self.spec.edges_s(len(features)),
+            self.spec.duration_s(len(features)) if duration_s is None else duration_s,
+            config=config.localization,
+            refinement=refinement,
+            similarity_features=analysis.embedding if refinement.similarity == "embedding" else features,
+        )
+
+    @torch.inference_mode()
+    def analyse(self, videos: Sequence[NDArray[np.float32]]) -> list[VideoAnalysis]:
+        """Run both modules on a batch of videos [n_i, F], padded to the longest."""
+        padded, lengths = (tensor.to(self.device) for tensor in collate(videos))
+        scan = self.model.change_points(padded, lengths)
+        sampled = [sample_snippets_test(len(video), self.config.classifier.n_snippets) for video in videos]
+        snippets, n_sampled = (
+            tensor.to(self.device)
+            for tensor in collate([video[index] for video, index in zip(videos, sampled, strict=True)])
+        )
+        output = self.model.classify(snippets, n_sampled)
+        cas, scores = output.foreground_cas().cpu().numpy(), output.video_scores().cpu().numpy()
+        attention, embedding = output.attention.cpu().numpy(), output.embedding.cpu().numpy()
+        changes, static, change = (
+            tensor.cpu().numpy() for tensor in (scan.change_points, scan.kl_static, scan.kl_change)
+        )
+        analyses = []
+        for i, (video, index) in enumerate(zip(videos, sampled, strict=True)):
+            n, m = len(video), len(index)
+            analyses.append(
+                VideoAnalysis(
+                    scores[i],
+                    at_every_snippet(cas[i, :m], index, n),
+                    at_every_snippet(attention[i, :m], index, n),
+                    at_every_snippet(embedding[i, :m], index, n),
+                    np.flatnonzero(changes[i, :n]),
+                    static[i, :n],
+                    change[i, :n],
+                )
+            )
+        return analyses
+
+    def analyse_dataset(self, dataset: FeatureDataset, progress: bool = True) -> list[VideoAnalysis]:
+        """Analyse every video of a data set, in its order; videos of similar length are scanned together."""
+        analyses: list[VideoAnalysis | None] = [None] * len(dataset)
+        with tqdm(total=len(dataset), desc="analyse", unit="video", disable=None if progress else True) as bar:
+            for batch in length_batches([dataset.n_snippets(i) for i in range(len(dataset))]):
+                for i, analysis in zip(batch, self.analyse([dataset.features(i) for i in batch]), strict=True):
+                    analyses[i] = analysis
+                bar.update(len(batch))
+        return [analysis for analysis in analyses if analysis is not None]
+
+
+def at_every_snippet(values: NDArray[np.float32], index: NDArray[np.int64], n: int) -> NDArray[np.float32]:
+    """Values [m, K] at sampled snippets `index`, linear in between, at all n snippets [n, K]."""
+    if len(index) == n:
+        return values
+    right = np.searchsorted(index, np.arange(n), side="right").clip(1, len(index) - 1)
+    left = right - 1
+    share = ((np.arange(n) - index[left]) / (index[right] - index[left])).clip(0, 1)[:, None].astype(np.float32)
+    return values[left] * (1 - share) + values[right] * share
+
+
+def length_batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Indices of videos of similar length, longest first, so that padding wastes little."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    while order:
+        size = max(1, BATCH_SNIPPETS // max(1, lengths[order[0]]))
+        yield order[:size]
+        order = order[size:]
+
+
+def true_edges(dataset: FeatureDataset, i: int) -> NDArray[np.int64]:
+    """True boundaries of video i, rounded to the edges between snippets: the oracle's change-points."""
+    bounds = [time for segment in dataset.videos[i].segments for time in (segment.start_s, segment.end_s)]
+    edges = np.unique(np.rint(dataset.spec.edge_position(np.array(bounds))).astype(np.int64)) if bounds else np.empty(0, np.int64)
+    return edges[(edges >= 1) & (edges < dataset.n_snippets(i))]
+
+
+def predict(
+    predictor: Predictor,
+    dataset: FeatureDataset,
+    analyses: Sequence[VideoAnalysis] | None = None,
+    config: Config | None = None,
+    oracle: bool = False,
+) -> dict[str, Any]:
+    """ActivityNet results of a data set, with the change-points of every video under `"ahlm"`.
+
+    Args:
+        predictor: the model.
+        dataset: the videos.
+        analyses: of `analyse_dataset`, when they are at hand already.
+        config: replaces the predictor's (refinement and localisation).
+        oracle: true boundaries instead of detected change-points; evaluation only.
+    """
+    config = config or predictor.config
+    analyses = analyses if analyses is not None else predictor.analyse_dataset(dataset)
+    results: dict[str, list[dict[str, Any]]] = {}
+    points: dict[str, dict[str, list[float]]] = {}
+    for i, (video, analysis) in enumerate(zip(dataset.videos, analyses, strict=True)):
+        edges_s = predictor.spec.edges_s(len(analysis.cas))
+        given = true_edges(dataset, i) if oracle else None
+        found = predictor.localize_analysis(dataset.features(i), analysis, video.duration_s, config, given)
+        results[video.id] = [
+            {"label": d.label, "score": d.score, "segment": [d.start_s, d.end_s]} for d in predictor.detections(found)
+        ]
+        detected = analysis.change_points if given is None else given
+        points[video.id] = {
+            "detected": edges_s[detected].tolist(),
+            "refined": edges_s[found.change_points].tolist(),
+            "foreground": edges_s[found.foreground_change_points].tolist(),
+        }
+    extra = {
+        "features": vars(predictor.spec),
+        "proposals": config.localization.proposals,
+        "change_point_source": "true boundaries (oracle)" if oracle else "detected",
+        "n_snippets": {video.id: len(a.cas) for video, a in zip(dataset.videos, analyses, strict=True)},
+        "change_points": points,
+    }
+    return {
+        "version": "VERSION 1.3",
+        "results": results,
+        "external_data": {"used": False, "details": ""},
+        "ahlm": extra,
+    }
+
+
+def load(run: str | Path, device: str = "cpu") -> Predictor:
+    """The model of a run folder or of a .safetensors file.
+
+    >>> ahlm.load("runs/demo").localize(features)  # doctest: +SKIP
+    """
+    path = Path(run)
+    return Predictor(load_weights(path / FILES["weights"] if path.is_dir() else path), device)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m ahlm.infer", description="Localise actions with a trained model.")
+    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="run folder or .safetensors file")
+    parser.add_argument("files", nargs="*", metavar="FILE.npy", help="feature files [n, F]; or use --data.root")
+    parser.add_argument("--data.root", dest="root", metavar="DIR", help="folder of a data set")
+    parser.add_argument("--split", default="test", help="split of the data set (default: test)")
+    parser.add_argument("--output", required=True, metavar="JSON", help="where the predictions go")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    parser.add_argument("--proposals", choices=("change_points", "both", "thresholds"), help="default: the run's")
+    parser.add_argument("--oracle", action="store_true", help="true boundaries as change-points (evaluation only)")
+    parser.add_argument("--missing", choices=("error", "skip"), default="error", help="videos without features")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Body of the command; see `--help`."""
+    predictor = load(arguments.checkpoint, select_device(arguments.device))
+    config = predictor.config
+    if arguments.proposals:
+        settings = dataclasses.replace(config.localization, proposals=arguments.proposals)
+        config = dataclasses.replace(config, localization=settings)
+    if arguments.root:
+        data = dataclasses.replace(config.data, root=arguments.root, missing=arguments.missing)
+        dataset = open_dataset(data, arguments.split, classes=predictor.classes)
+        if dataset.feature_dim != predictor.checkpoint.feature_dim:
+            raise DataError(
+                arguments.root, "feature_dim", f"{predictor.checkpoint.feature_dim} as in training", dataset.feature_dim
+            )
+        if dataset.spec != predictor.spec:
+            print(f"note: trained on {predictor.spec}, this data set says {dataset.spec} ({dataset.spec_source})")
+            predictor.spec = dataset.spec
+        predictions = predict(predictor, dataset, config=config, oracle=arguments.oracle)
+    else:
+        dataset = FeatureDataset.from_files(arguments.files, predictor.classes, predictor.spec, predictor.checkpoint.feature_dim)
+        predictions = predict(predictor, dataset, config=config)
+    write_predictions(arguments.output, predictions)
+    n_detections = sum(map(len, predictions["results"].values()))
+    print(f"{len(dataset)} videos, {n_detections} detections ({config.localization.proposals}) -> {arguments.output}")
+    return 0
+
+
+def select_device(name: str) -> str:
+    """`auto` is CUDA where there is a card; raises `DataError` when CUDA is asked for and absent."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise DataError("--device", name, "a CUDA device", "none: torch sees no NVIDIA GPU", hint="use --device cpu")
+    return name
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m ahlm.infer`."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if bool(arguments.root) == bool(arguments.files):
+        parser.error("give either feature files or --data.root")
+    if arguments.oracle and not arguments.root:
+        parser.error("--oracle needs --data.root, whose annotations hold the true boundaries")
+    if Path(arguments.output).exists() and not arguments.overwrite:
+        parser.error(f"{arguments.output} exists; --overwrite replaces it")
+    try:
+        return run(arguments)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+"""The whole model (section 3.1, figure 2): change-point detection (DFC) beside classification (EFC)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ahlm.config import ClassifierConfig, DetectorConfig
+from ahlm.kernels.change_point_scan import ScanOutput
+from ahlm.model.change_point_detection import ChangePointDetector, DetectorOutput, Noise
+from ahlm.model.classification import AttentionClassifier, ClassifierOutput
+
+
+class AHLM(nn.Module):
+    """Both modules; they share no parameter unless `shared_embedding` is chosen."""
+
+    def __init__(
+        self, feature_dim: int, n_classes: int, detector: DetectorConfig, classifier: ClassifierConfig
+    ) -> None:
+        super().__init__()
+        self.shared_embedding = detector.shared_embedding
+        self.classifier = AttentionClassifier(feature_dim, n_classes, classifier)
+        width = classifier.width or feature_dim
+        self.detector = ChangePointDetector(width if self.shared_embedding else feature_dim, detector)
+
+    def detector_input(self, features: Tensor, lengths: Tensor) -> Tensor:
+        """What DFC reads (B, T, F): the features, or EFC's embedding of them."""
+        return self.classifier.embed(features, lengths) if self.shared_embedding else features
+
+    def detect(self, features: Tensor, lengths: Tensor, noise: Noise) -> DetectorOutput:
+        """Training pass of DFC on crops (B, T, F)."""
+        output: DetectorOutput = self.detector(self.detector_input(features, lengths), lengths, noise)
+        return output
+
+    def change_points(self, features: Tensor, lengths: Tensor) -> ScanOutput:
+        """Test pass of DFC on whole videos (B, T, F)."""
+        return self.detector.scan(self.detector_input(features, lengths), lengths)
+
+    def classify(self, features: Tensor, lengths: Tensor) -> ClassifierOutput:
+        """EFC on sampled snippets (B, T, F)."""
+        output: ClassifierOutput = self.classifier(features, lengths)
+        return output

@@ -1,0 +1,89 @@
+"""EFC, the attention-based classification module (section 3.3), built as in ACM-Net (arXiv 2104.02967)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ahlm.config import ClassifierConfig
+
+BRANCHES = ("foreground", "context", "background")
+
+
+class ClassifierOutput(NamedTuple):
+    """What EFC says of a batch; the last class is background.
+
+    Attributes:
+        cas: class activation sequence M before attention, class logits (B, T, C + 1).
+        attention: foreground, context and background attention, summing to 1 (B, T, 3).
+        video_logits: top-k mean of each branch's attended CAS (B, 3, C + 1); softmax gives the video scores.
+        embedding: embedded snippets without dropout (B, T, width).
+    """
+
+    cas: Tensor
+    attention: Tensor
+    video_logits: Tensor
+    embedding: Tensor
+
+    def foreground_cas(self) -> Tensor:
+        """Per-snippet class probabilities of the foreground branch (B, T, C), background left out."""
+        return torch.softmax(self.cas * self.attention[..., :1], dim=-1)[..., :-1]
+
+    def video_scores(self) -> Tensor:
+        """Softmax video scores of the foreground branch (B, C), background left out."""
+        return torch.softmax(self.video_logits[:, 0], dim=-1)[:, :-1]
+
+
+def snippet_mask(lengths: Tensor, n_snippets: int) -> Tensor:
+    """True at real snippets, False at padding (B, T)."""
+    return torch.arange(n_snippets, device=lengths.device) < lengths[:, None]
+
+
+def topk_mean(scores: Tensor, lengths: Tensor, divisor: int) -> Tensor:
+    """Mean over time of the `max(1, length // divisor)` largest scores of each class (B, T, K) -> (B, K)."""
+    k = (lengths // divisor).clamp(min=1)
+    real = snippet_mask(lengths, scores.shape[1])[..., None]
+    largest = scores.masked_fill(~real, -torch.inf).topk(int(k.max()), dim=1).values
+    chosen = torch.arange(largest.shape[1], device=scores.device)[:, None] < k[:, None, None]
+    return torch.where(chosen, largest, 0.0).sum(1) / k[:, None]
+
+
+class AttentionClassifier(nn.Module):
+    """Embedding, three attentions and a snippet classifier with one background class."""
+
+    def __init__(self, feature_dim: int, n_classes: int, config: ClassifierConfig) -> None:
+        super().__init__()
+        width = config.width or feature_dim
+        self.topk = (config.topk_foreground, config.topk_context, config.topk_background)
+        self.embedding = nn.Conv1d(feature_dim, width, kernel_size=3, padding=1)
+        self.attention = nn.Conv1d(width, len(BRANCHES), kernel_size=1)
+        self.classifier = nn.Linear(width, n_classes + 1)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def embed(self, features: Tensor, lengths: Tensor) -> Tensor:
+        """Snippet embedding (B, T, F) -> (B, T, width), zero at padded snippets."""
+        real = snippet_mask(lengths, features.shape[1])[..., None]
+        # padding is zeroed on the way in too: the convolution then sees at a video's end what its own padding would give
+        features = torch.where(real, features, 0.0)
+        return torch.relu(self.embedding(features.transpose(1, 2))).transpose(1, 2) * real
+
+    def forward(self, features: Tensor, lengths: Tensor) -> ClassifierOutput:
+        """CAS, attention and video logits of padded videos.
+
+        Args:
+            features: snippet features (B, T, F); values at padded snippets do not matter.
+            lengths: real snippets of each video (B,), at least 1.
+        """
+        embedding = self.embed(features, lengths)
+        # whole snippets are dropped first, then single features (ACM-Net)
+        kept = self.dropout(torch.ones_like(embedding[..., :1]))
+        dropped = embedding * kept
+        attention = torch.softmax(self.attention(embedding.transpose(1, 2)).transpose(1, 2), dim=-1)
+        cas = self.classifier(self.dropout(dropped))
+        video_logits = torch.stack(
+            [topk_mean(cas * attention[..., [i]], lengths, divisor) for i, divisor in enumerate(self.topk)], dim=1
+        )
+        return ClassifierOutput(cas, attention, video_logits, embedding)
+

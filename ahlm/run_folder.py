@@ -1,0 +1,132 @@
+"""The folder of a run: configuration, environment, metrics, weights, predictions, results."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import ahlm
+from ahlm.errors import DataError
+from ahlm.files import read_json, write_json, write_text
+
+FILES = {
+    "config": "config.yaml",
+    "environment": "env.json",
+    "metrics": "metrics.jsonl",
+    "weights": "last.safetensors",
+    "best": "best.safetensors",
+    "state": "state.pt",
+    "predictions": "predictions.json",
+    "evaluation": "eval.json",
+    "report": "report.html",
+}
+_LIBRARIES = ("numpy", "torch", "numba", "triton", "safetensors", "jsonargparse")
+
+
+class RunFolder:
+    """Paths and writers of one run; `folder.weights` is the path of the weights, and so on for every key of `FILES`."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def __getattr__(self, name: str) -> Path:
+        if name not in FILES:
+            raise AttributeError(name)
+        return self.path / FILES[name]
+
+    @classmethod
+    def create(cls, path: str | Path | None, name: str, overwrite: bool) -> RunFolder:
+        """A new folder; without `path` the first free one of `runs/NAME`, `runs/NAME-2`, ...
+
+        Raises:
+            FileExistsError: `path` holds a run and `overwrite` is off.
+        """
+        if path is None:
+            path, number = Path("runs") / name, 1
+            while path.exists():
+                number += 1
+                path = Path("runs") / f"{name}-{number}"
+        folder = cls(path)
+        occupied = [file for file in FILES.values() if (folder.path / file).exists()]
+        if occupied and not overwrite:
+            raise FileExistsError(f"{folder.path} holds a run ({', '.join(occupied)}); --resume goes on with it, --overwrite replaces it")
+        for file in occupied:
+            (folder.path / file).unlink()
+        folder.path.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def write_config(self, text: str) -> None:
+        """Write config.yaml."""
+        write_text(self.config, text)
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop metrics of `step` and later, which a resumed run will write again."""
+        if self.metrics.exists():
+            records = read_metrics(self.metrics)
+            write_text(self.metrics, "".join(json.dumps(r) + "\n" for r in records if r["step"] < step))
+
+    def write_environment(self, device: str, backends: Mapping[str, str], command: list[str]) -> None:
+        """Write env.json: versions, machine, device, backends in use, git state of the working folder."""
+        versions = {}
+        for library in _LIBRARIES:
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                versions[library] = metadata.version(library)
+        write_json(
+            self.environment,
+            {
+                "ahlm": ahlm.__version__,
+                "python": platform.python_version(),
+                "platform": platform.platform(),
+                "cpus": os.cpu_count(),
+                "libraries": versions,
+                "device": device,
+                "backends": dict(backends),
+                "command": command,
+                "git": git_state(),
+            },
+        )
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Records of metrics.jsonl; a last line cut off by a crash is dropped."""
+    records = []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number != len(lines) - 1:
+                raise DataError(path, f"line {number + 1}", "a JSON object", line[:40]) from None
+    return records
+
+
+def read_evaluation(folder: RunFolder) -> dict[str, Any]:
+    """The results of a finished run."""
+    result: dict[str, Any] = read_json(folder.evaluation)
+    return result
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit and whether files were changed, of the current folder; none outside a repository."""
+    if shutil.which("git") is None:
+        return None
+    answers = []
+    for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain"]):
+        answer = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+        if answer.returncode:
+            return None
+        answers.append(answer.stdout.strip())
+    return {"commit": answers[0], "changed_files": len(answers[1].splitlines())}

@@ -1,0 +1,327 @@
+"""Training from video-level labels: `python -m ahlm.train [--config NAME|FILE] [--data.root DIR] [overrides]`."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+from tqdm import tqdm
+
+from ahlm.arguments import config_from, config_mapping, config_parser, parse
+from ahlm.checkpoint import Checkpoint, load_state, load_weights, save_state, save_weights
+from ahlm.config import Config, OptimConfig
+from ahlm.data.dataset import FeatureDataset, open_dataset
+from ahlm.data.sampling import collate, crop_start, sample_snippets_train
+from ahlm.data.synthetic import demo_dataset
+from ahlm.errors import DataError
+from ahlm.evaluation import Result, evaluate
+from ahlm.evaluation.predictions import write_predictions
+from ahlm.files import write_json
+from ahlm.infer import Predictor, predict, select_device
+from ahlm.model.ahlm import AHLM
+from ahlm.model.losses import classifier_loss, detector_loss
+from ahlm.run_folder import RunFolder
+
+LOG_EVERY, SAVE_EVERY = 10, 200
+CLASSIFIER, DETECTOR = 0, 1
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM arrived; the state was saved."""
+
+
+def step_seed(seed: int, part: int, step: int) -> list[int]:
+    """Seed of one module's random choices in one step: a resumed run repeats an uninterrupted one."""
+    return [seed, part, step]
+
+
+def classifier_batch(dataset: FeatureDataset, labels: Tensor, config: Config, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Sampled snippets (B, T, F), lengths (B,) and labels (B, C) for EFC (METHOD 1)."""
+    rng = np.random.default_rng(step_seed(config.seed, CLASSIFIER, step))
+    batch, total = config.classifier_optim.batch_size, len(dataset)
+    # every video once before any comes again
+    epoch, offset = divmod(step * batch, total)
+    chosen: list[int] = []
+    while len(chosen) < batch:
+        order = np.random.default_rng(step_seed(config.seed, 2, epoch)).permutation(total)
+        chosen.extend(order[offset : offset + batch - len(chosen)].tolist())
+        epoch, offset = epoch + 1, 0
+    videos = [dataset.features(i) for i in chosen]
+    sampled = [video[sample_snippets_train(len(video), config.classifier.n_snippets, rng)] for video in videos]
+    return (*collate(sampled), labels[chosen])
+
+
+def detector_batch(dataset: FeatureDataset, weights: np.ndarray[Any, Any], config: Config, step: int) -> tuple[Tensor, Tensor]:
+    """Contiguous crops (B, T, F) and lengths (B,) for DFC; long videos are drawn more often, so all snippets alike."""
+    rng = np.random.default_rng(step_seed(config.seed, DETECTOR, step))
+    crops = []
+    for i in rng.choice(len(dataset), config.detector_optim.batch_size, p=weights):
+        video = dataset.features(int(i))
+        start = crop_start(len(video), config.detector.crop, rng)
+        crops.append(video[start : start + config.detector.crop])
+    return collate(crops)
+
+
+def feature_statistics(dataset: FeatureDataset) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (F,) of the training snippets, float64 sums over one pass."""
+    count, total, squares = 0, 0.0, 0.0
+    for i in range(len(dataset)):
+        video = dataset.features(i).astype(np.float64)
+        count, total, squares = count + len(video), total + video.sum(0), squares + np.square(video).sum(0)
+    mean = total / count
+    deviation = np.sqrt(np.maximum(squares / count - np.square(mean), 0))
+    return torch.from_numpy(mean).float(), torch.from_numpy(deviation).float()
+
+
+def new_model(dataset: FeatureDataset, config: Config) -> AHLM:
+    """An untrained model for a data set, its weights drawn from the seed."""
+    torch.manual_seed(config.seed)
+    model = AHLM(dataset.feature_dim, len(dataset.classes), config.detector, config.classifier)
+    if not config.detector.shared_embedding:
+        model.detector.set_statistics(*feature_statistics(dataset))
+    return model
+
+
+class Part:
+    """One of the two modules in training: its optimizer, schedule and progress."""
+
+    def __init__(self, module: torch.nn.Module, config: OptimConfig) -> None:
+        self.module, self.config = module, config
+        self.optimizer = torch.optim.Adam(module.parameters(), config.lr, weight_decay=config.weight_decay)
+
+    def learning_rate(self, step: int) -> float:
+        """Linear rise over `warmup` steps, times 0.3 after the share `decay_at` of the iterations."""
+        rise = min(1.0, (step + 1) / self.config.warmup) if self.config.warmup else 1.0
+        return self.config.lr * rise * (0.3 if step >= self.config.decay_at * self.config.iterations else 1.0)
+
+    def update(self, step: int) -> None:
+        """Clip the gradients and take one step of Adam."""
+        if self.config.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(step)
+        self.optimizer.step()
+
+
+class Trainer:
+    """The training loop: one step of EFC and one of DFC side by side, `L = L_EFC + lambda L_DFC`."""
+
+    def __init__(self, model: AHLM, dataset: FeatureDataset, config: Config, device: str = "cpu") -> None:
+        self.model, self.dataset, self.config = model.to(device).train(), dataset, config
+        self.device = torch.device(device)
+        self.labels = torch.from_numpy(dataset.label_matrix())
+        snippets = np.array([dataset.n_snippets(i) for i in range(len(dataset))], np.float64)
+        self.crop_weights = snippets / snippets.sum()
+        self.parts = (Part(model.classifier, config.classifier_optim), Part(model.detector, config.detector_optim))
+        self.total_steps = max(part.config.iterations for part in self.parts)
+        self.step = 0
+
+    def train_step(self) -> dict[str, float]:
+        """Train on one batch of each module that is not done yet; returns losses and the firing rate."""
+        config, step = self.config, self.step
+        active = [step < part.config.iterations for part in self.parts]
+        # dropout draws from the global generator
+        torch.manual_seed(int(np.random.SeedSequence(step_seed(config.seed, 3, step)).generate_state(1)[0]))
+        terms: list[Tensor] = []
+        record: dict[str, Tensor] = {}
+        if active[CLASSIFIER]:
+            batch = classifier_batch(self.dataset, self.labels, config, step)
+            snippets, lengths, labels = (tensor.to(self.device) for tensor in batch)
+            efc = classifier_loss(self.model.classify(snippets, lengths), labels, lengths, config.classifier)
+            terms.append(efc.total)
+            record |= {"loss_efc": efc.total, "loss_foreground": efc.foreground}
+            record |= {"loss_context": efc.context, "loss_background": efc.background}
+        if active[DETECTOR]:
+            batch = detector_batch(self.dataset, self.crop_weights, config, step)
+            crops, lengths = (tensor.to(self.device) for tensor in batch)
+            generator = torch.Generator(self.device).manual_seed(torch.initial_seed())
+            noise = self.model.detector.draw_noise(*crops.shape[:2], generator)
+            output = self.model.detect(crops, lengths, noise)
+            dfc = detector_loss(output, lengths, config.detector, step)
+            terms.append(config.detector_weight * dfc.total)
+            record |= {"loss_dfc": dfc.total, "reconstruction": dfc.reconstruction}
+            record |= {"kl_snippet": dfc.snippet_kl, "kl_segment": dfc.segment_kl}
+            record["firing_rate"] = output.scan.change_points.sum() / (lengths - 1).sum().clamp(min=1)
+        for part in self.parts:
+            part.optimizer.zero_grad(set_to_none=True)
+        loss = torch.stack(terms).sum()
+        if not torch.isfinite(loss):
+            values = ", ".join(f"{name} {float(value):.3g}" for name, value in record.items())
+            raise FloatingPointError(f"the loss at step {step} is {float(loss)} ({values}); lower the learning rate")
+        loss.backward()  # type: ignore[no-untyped-call]
+        for part, is_active in zip(self.parts, active, strict=True):
+            if is_active:
+                part.update(step)
+        self.step += 1
+        return {name: float(value) for name, value in record.items()}
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs beside the weights."""
+        return {"step": self.step, "optimizers": [part.optimizer.state_dict() for part in self.parts]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state; the weights are loaded by the caller."""
+        self.step = state["step"]
+        for part, saved in zip(self.parts, state["optimizers"], strict=True):
+            part.optimizer.load_state_dict(saved)
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collect Ctrl-C and SIGTERM in a list instead of dying, so that the step in progress ends and is saved."""
+    received: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def fit(trainer: Trainer, folder: RunFolder, progress: bool = True) -> None:
+    """Train to the end, logging and saving on the way; raises `Interrupted` after a signal, with the state saved."""
+
+    def save() -> None:
+        config, dataset = trainer.config, trainer.dataset
+        checkpoint = Checkpoint(
+            trainer.model, config, dataset.classes, dataset.spec, dataset.feature_dim, trainer.step
+        )
+        # weights and state must belong to the same step, so the weights travel in the state as well
+        save_state(folder.state, trainer.state() | {"weights": trainer.model.state_dict()})
+        save_weights(folder.weights, checkpoint)
+
+    started, first = time.perf_counter(), trainer.step
+    with stop_signals() as received, tqdm(
+        total=trainer.total_steps, initial=first, desc="train", unit="step", disable=None if progress else True
+    ) as bar:
+        while trainer.step < trainer.total_steps:
+            record = trainer.train_step()
+            bar.update()
+            if trainer.step % LOG_EVERY == 0 or trainer.step == trainer.total_steps:
+                seconds = (time.perf_counter() - started) / (trainer.step - first)
+                folder.log({"step": trainer.step, "seconds_per_step": round(seconds, 5), **record})
+                bar.set_postfix({k: f"{record[k]:.3g}" for k in ("loss_efc", "loss_dfc", "firing_rate") if k in record})
+            if trainer.step % SAVE_EVERY == 0 or received:
+                save()
+            if received:
+                raise Interrupted
+        save()
+    trainer.model.eval()
+
+
+def open_split(config: Config, split: str, classes: tuple[str, ...] | None = None) -> FeatureDataset:
+    """A split of the user's data set, or of the generated demo."""
+    if config.data.root is None:
+        return demo_dataset(split)
+    return open_dataset(config.data, split, classes=classes)
+
+
+def test(predictor: Predictor, dataset: FeatureDataset, folder: RunFolder) -> Result:
+    """Localise and evaluate the test split; writes predictions.json and eval.json."""
+    predictions = predict(predictor, dataset)
+    write_predictions(folder.predictions, predictions)
+    result = evaluate(dataset.ground_truth("test"), predictions, protocol=predictor.config.protocol, subset="test")
+    write_json(folder.evaluation, {"checkpoint": "last", "step": predictor.checkpoint.step, **result.to_dict()})
+    return result
+
+
+def run(config: Config, options: Any, argv: Sequence[str]) -> int:
+    """Body of the command; see `--help`."""
+    device = select_device(config.device)
+    name = "demo" if config.data.root is None else Path(config.data.root).resolve().name
+    if options.resume or options.eval_only:
+        folder = RunFolder(options.resume or options.eval_only)
+        checkpoint = load_weights(folder.weights)
+        config = checkpoint.config
+    else:
+        folder = RunFolder.create(options.output_dir, name, options.overwrite)
+    training = open_split(config, "train")
+    testing = open_split(config, "test", training.classes)
+    print(describe(training, testing, device, config))
+    if options.eval_only:
+        predictor = Predictor(checkpoint, device)
+        print(test(predictor, testing, folder))
+        return 0
+    trainer = Trainer(new_model(training, config), training, config, device)
+    if options.resume:
+        state = load_state(folder.state)
+        trainer.model.load_state_dict(state["weights"])
+        trainer.restore(state)
+        folder.forget_after(trainer.step + 1)
+        print(f"resuming {folder.path} at step {trainer.step} of {trainer.total_steps}")
+    else:
+        folder.write_config(yaml.safe_dump(config_mapping(config), sort_keys=False))
+    folder.write_environment(device, backends(), list(argv))
+    try:
+        fit(trainer, folder)
+    except Interrupted:
+        print(f"stopped at step {trainer.step}; go on with: python -m ahlm.train --resume {folder.path}", file=sys.stderr)
+        return 130
+    result = test(Predictor(load_weights(folder.weights), device), testing, folder)
+    print(result)
+    print(f"results of the last checkpoint (step {trainer.step}) in {folder.path}")
+    return 0
+
+
+def backends() -> dict[str, str]:
+    """The implementation in use of every hot loop."""
+    from ahlm.evaluation.average_precision import BACKEND as map_backend
+    from ahlm.kernels.change_point_scan import default_backend
+    from ahlm.localization.suppression import BACKEND as nms_backend
+
+    return {"scan": default_backend("cpu"), "lcs": "numba", "mAP": map_backend, "nms": nms_backend}
+
+
+def describe(training: FeatureDataset, testing: FeatureDataset, device: str, config: Config) -> str:
+    """What the run works on, in four lines."""
+    spec = training.spec
+    used = ", ".join(f"{name}={backend}" for name, backend in backends().items())
+    lines = [
+        f"device {device}; backends: {used}; seed {config.seed}",
+        f"train {len(training)} videos ({len(training.missing)} missing), test {len(testing)} ({len(testing.missing)} missing), "
+        f"{len(training.classes)} classes, {training.feature_dim} features a snippet, layout {training.layout}",
+        f"{spec.fps:g} fps, stride {spec.stride:g}, window {spec.window:g} (from {training.spec_source}): "
+        f"{spec.snippet_s:.3g} s a snippet",
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m ahlm.train`."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = config_parser("python -m ahlm.train", "Train AHLM from video-level labels, then localise and evaluate.")
+    parser.add_argument("--output-dir", type=str | None, default=None, help="run folder (default: runs/NAME)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in --output-dir")
+    parser.add_argument("--resume", type=str | None, default=None, metavar="RUN", help="go on with an interrupted run")
+    parser.add_argument("--eval-only", type=str | None, default=None, metavar="RUN", help="evaluate a trained run again")
+    config, options = parse(parser, argv)
+    try:
+        return run(config, options, argv)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    except FileExistsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
