@@ -1,0 +1,93 @@
+"""The change-point scan as the paper states it: one line an equation, one loop over time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..gaussian import Gaussian, fuse, kl, split
+from .types import ScanOutput, ScanRules, ScanStreams, ScanWeights
+
+
+def scan_reference(
+    streams: ScanStreams,
+    weights: ScanWeights,
+    rules: ScanRules,
+    noise: Tensor | None,
+    lengths: Tensor,
+    forced_changes: Tensor | None,
+) -> ScanOutput:
+    """Eqs. 4-8 for a padded batch; see `change_point_scan` for the arguments."""
+    start = streams.start
+    batch, n_snippets, _ = start.shape
+    # nothing past a video's end is read, so that NaN there reaches neither results nor gradients
+    real = torch.arange(n_snippets, device=start.device) < lengths[:, None]
+    start, prior, posterior = (
+        None if stream is None else torch.where(real[..., None], stream, 0.0)
+        for stream in (start, streams.prior, streams.posterior)
+    )
+    assert start is not None
+    noise = None if noise is None else torch.where(real[..., None], noise, 0.0)
+    d0 = weights.initial_state.expand(batch, -1)
+    uses_state = rules.static_belief == "prior" or rules.change_prior != "constant" or rules.evidence == "transition"
+
+    def draw(belief: Gaussian, t: int) -> Tensor:
+        return belief.mean if noise is None else belief.mean + belief.log_std.exp() * noise[:, t]
+
+    def head_p(t: int, state: Tensor) -> Gaussian:
+        return split(prior[:, t] + state @ weights.prior_state.T)  # type: ignore[index,union-attr]
+
+    d, belief = d0, split(start[:, 0])
+    v = draw(belief, 0)
+    beta = start.new_full((batch,), rules.beta0, dtype=torch.float32)
+    waiting = lengths.new_zeros(batch)  # steps left without a test
+    standard = Gaussian(torch.zeros_like(belief.mean), torch.zeros_like(belief.log_std))
+    zero = start.new_zeros(batch)
+    never = torch.zeros(batch, dtype=torch.bool, device=start.device)
+    columns = [(never, zero, zero, kl(belief, standard), v, belief.mean, belief.log_std, d)]
+    for t in range(n_snippets - 1):
+        d_next = gru_cell(v, d, weights) if uses_state else d
+        r = split(start[:, t + 1])
+        if rules.evidence == "start":
+            e = r
+        else:
+            e = split(posterior[:, t + 1] + d_next @ weights.posterior_state.T)  # type: ignore[index,union-attr]
+        p_static = belief if rules.static_belief == "held" else head_p(t, d)  # eq. 4
+        if rules.change_prior == "full":
+            p_change = head_p(t, d_next)  # eq. 5
+        elif rules.change_prior == "state":
+            p_change = split(weights.prior_bias + d_next @ weights.prior_state.T)  # type: ignore[union-attr,operator]
+        else:
+            p_change = split(weights.prior_bias.expand(batch, -1))  # type: ignore[union-attr]
+        q = fuse(belief, e, rules.belief_weight, rules.evidence_weight)  # eq. 6
+        kl_static, kl_change = kl(q, p_static), kl(q, p_change)
+        tested = real[:, t + 1] & (waiting == 0)
+        is_change = tested & (kl_static > beta * kl_change)  # eq. 7
+        down = rules.alpha if rules.alpha_down is None else rules.alpha_down
+        step = torch.where(is_change, rules.alpha, -down)
+        beta = torch.where(tested, (beta + step).clamp(*rules.beta_range), beta)  # eq. 8
+        if forced_changes is not None:
+            is_change = forced_changes[:, t + 1] & real[:, t + 1]
+        waiting = torch.where(is_change, rules.refractory, (waiting - 1).clamp(min=0))
+        changed, new = is_change[:, None], (r if rules.reset else e)
+        kl_charged = torch.where(is_change, kl(new, p_change), kl_static)
+        belief = Gaussian(torch.where(changed, new.mean, q.mean), torch.where(changed, new.log_std, q.log_std))
+        d = torch.where(changed, d0, d_next) if rules.reset else d_next
+        v = draw(belief, t + 1)
+        columns.append((is_change, kl_static, kl_change, kl_charged, v, belief.mean, belief.log_std, d))
+    outputs = [torch.stack(column, dim=1) for column in zip(*columns, strict=True)]
+    change_points = outputs[0]
+    floats = [
+        torch.where(real if value.ndim == 2 else real[..., None], value, 0.0) for value in outputs[1:]
+    ]
+    return ScanOutput(change_points, *floats)
+
+
+def gru_cell(v: Tensor, d: Tensor, weights: ScanWeights) -> Tensor:
+    """The transition `d_{t+1} = f_tran(v_t, d_t)`, a GRU cell as `torch.nn.GRUCell` computes it."""
+    input_reset, input_update, input_new = (v @ weights.gru_input.T + weights.gru_input_bias).chunk(3, dim=-1)
+    state_reset, state_update, state_new = (d @ weights.gru_state.T + weights.gru_state_bias).chunk(3, dim=-1)
+    reset = torch.sigmoid(input_reset + state_reset)
+    update = torch.sigmoid(input_update + state_update)
+    candidate = torch.tanh(input_new + reset * state_new)
+    return (1 - update) * candidate + update * d

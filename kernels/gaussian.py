@@ -1,0 +1,42 @@
+"""Diagonal Gaussians: the heads' outputs, their KL divergence, the filter of eq. 6."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+LOG_STD_RANGE = (-5.0, 2.0)
+
+
+class Gaussian(NamedTuple):
+    """Mean and log standard deviation of independent dimensions, (..., Z) each."""
+
+    mean: Tensor
+    log_std: Tensor
+
+
+def split(pre_activation: Tensor) -> Gaussian:
+    """The Gaussian of a head's output (..., 2Z): mean, then log standard deviation clamped to [-5, 2]."""
+    mean, log_std = pre_activation.chunk(2, dim=-1)
+    return Gaussian(mean, log_std.clamp(*LOG_STD_RANGE))
+
+
+def kl(q: Gaussian, p: Gaussian) -> Tensor:
+    """KL(q || p) in nats, summed over the last dimension.
+
+    Written with expm1, because the textbook form cancels where q is close to p, which is where eq. 7 is delicate.
+    """
+    log_ratio = 2 * (q.log_std - p.log_std)
+    terms = torch.expm1(log_ratio) - log_ratio + (q.mean - p.mean).square() * torch.exp(-2 * p.log_std)
+    return 0.5 * terms.sum(-1)
+
+
+def fuse(belief: Gaussian, evidence: Gaussian, belief_weight: float, evidence_weight: float) -> Gaussian:
+    """Posterior q of eq. 6: precisions add, `L_q = rho L_b + kappa L_e`, `L_q m_q = rho L_b m_b + kappa L_e m_e`."""
+    belief_precision = belief_weight * torch.exp(-2 * belief.log_std)
+    evidence_precision = evidence_weight * torch.exp(-2 * evidence.log_std)
+    precision = belief_precision + evidence_precision
+    mean = (belief_precision * belief.mean + evidence_precision * evidence.mean) / precision
+    return Gaussian(mean, -0.5 * torch.log(precision))
