@@ -169,6 +169,7 @@ class LocalizationConfig:
         proposals: where segments come from: runs between `change_points`, runs above `thresholds`, or `both`.
         class_threshold: classes whose video score passes are localised (0.25 THUMOS14, 0.10 ActivityNet).
         cas_thresholds: foreground thresholds on the CAS.
+        relative_thresholds: `cas_thresholds` are shares of the class's largest CAS in the video.
         attention_thresholds: foreground thresholds on the foreground attention.
         upsample: points a snippet on which `thresholds` runs are found.
         oic_margin: outer-inner contrast: width of the outer margin, as a share of the segment's length.
@@ -183,6 +184,7 @@ class LocalizationConfig:
     proposals: Literal["change_points", "both", "thresholds"] = "change_points"
     class_threshold: float = 0.25
     cas_thresholds: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    relative_thresholds: bool = False
     attention_thresholds: tuple[float, ...] = ()
     upsample: int = 8
     oic_margin: float = 0.2

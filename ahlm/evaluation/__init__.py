@@ -1,0 +1,8 @@
+"""Scores of temporal detections: mAP at tIoU under named protocols, change-point scores. Imports no torch."""
+
+from __future__ import annotations
+
+from ahlm.evaluation.evaluate import Result, evaluate
+from ahlm.evaluation.protocols import PROTOCOLS, Protocol
+
+__all__ = ["PROTOCOLS", "Protocol", "Result", "evaluate"]

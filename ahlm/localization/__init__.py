@@ -1,0 +1,8 @@
+"""From change-points and class activation sequences to detections (section 3.3, end). Imports no torch."""
+
+from __future__ import annotations
+
+from ahlm.localization.localize import Localization, localize
+from ahlm.localization.refinement import refine_change_points
+
+__all__ = ["Localization", "localize", "refine_change_points"]

@@ -1,0 +1,128 @@
+"""Ground truth and prediction files as the field writes them, and ours."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ahlm.errors import DataError
+from ahlm.evaluation.average_precision import Instances
+from ahlm.evaluation.protocols import same_subset
+from ahlm.files import read_json, write_json
+
+Source = str | Path | dict[str, Any]
+
+
+def write_predictions(path: str | Path, predictions: dict[str, Any]) -> None:
+    """Write an ActivityNet results object, atomically; scores and seconds keep all their digits."""
+    write_json(path, predictions, indent=None)
+
+
+def read_results(source: Source) -> tuple[str, dict[str, Any], dict[str, Any] | None]:
+    """Name of the source, its `results`, and our own part, if any; `version` and `external_data` may be absent."""
+    name, content = _named(source, "predictions")
+    results = content.get("results") if isinstance(content, dict) else None
+    if not isinstance(results, dict):
+        raise DataError(name, "results", "an object of videos", type(results).__name__)
+    extra = content.get("ahlm")
+    return name, results, extra if isinstance(extra, dict) and "change_points" in extra else None
+
+
+def read_database(source: Source) -> tuple[str, dict[str, Any]]:
+    """Name of the source and its videos: ActivityNet's `database`, or the object itself (mmaction2)."""
+    name, content = _named(source, "ground truth")
+    database = content.get("database", content) if isinstance(content, dict) else None
+    if not isinstance(database, dict) or not all(isinstance(v, dict) and "annotations" in v for v in database.values()):
+        raise DataError(name, "database", "videos with annotations", type(database).__name__)
+    return name, database
+
+
+def _named(source: Source, what: str) -> tuple[str, Any]:
+    return (what, source) if isinstance(source, dict) else (str(source), read_json(source))
+
+
+def select_subset(name: str, database: dict[str, Any], subset: str) -> dict[str, Any]:
+    """The videos of a subset; raises `DataError` naming the subsets there are when it is empty."""
+    chosen = {video: entry for video, entry in database.items() if same_subset(str(entry.get("subset", "")), subset)}
+    if not any(entry["annotations"] for entry in chosen.values()):
+        there = sorted({str(entry.get("subset", "")) for entry in database.values()})
+        raise DataError(name, f"subset {subset}", "ground truth", f"none; subsets in this file: {', '.join(there)}")
+    return chosen
+
+
+def truth_instances(name: str, database: dict[str, Any]) -> tuple[list[str], list[str], Instances]:
+    """Video names, class names (sorted) and ground-truth instances in file order."""
+    videos = list(database)
+    rows: list[tuple[int, str, float, float]] = []
+    for v, video in enumerate(videos):
+        for i, item in enumerate(database[video]["annotations"]):
+            field = f"{video}.annotations[{i}]"
+            rows.append((v, *_labelled_segment(name, field, item)))
+    classes = sorted({row[1] for row in rows})
+    index = {label: c for c, label in enumerate(classes)}
+    return videos, classes, _columns([(v, index[label], start, end, 0.0) for v, label, start, end in rows])
+
+
+def predicted_instances(
+    name: str, results: dict[str, Any], videos: list[str], classes: list[str]
+) -> tuple[Instances, dict[str, int]]:
+    """Predictions of the known videos and classes in file order, and counts of the others.
+
+    Raises:
+        DataError: a segment or score that is not a finite number.
+    """
+    video_index = {video: v for v, video in enumerate(videos)}
+    class_index = {label: c for c, label in enumerate(classes)}
+    if not results.keys() & video_index.keys():
+        # mmaction2 writes results without the v_ that its ground truth carries
+        video_index |= {video.removeprefix("v_"): v for video, v in video_index.items()}
+    rows: list[tuple[int, int, float, float, float]] = []
+    counts = {"predictions": 0, "unknown_videos": 0, "unknown_labels": 0}
+    for video, items in results.items():
+        if not isinstance(items, list):
+            raise DataError(name, f"results.{video}", "a list of detections", type(items).__name__)
+        v = video_index.get(video)
+        if v is None:
+            counts["unknown_videos"] += 1
+            continue
+        for i, item in enumerate(items):
+            field = f"results.{video}[{i}]"
+            label, start, end = _labelled_segment(name, field, item)
+            score = _number(name, f"{field}.score", item.get("score"))
+            c = class_index.get(label)
+            if c is None:
+                counts["unknown_labels"] += 1
+                continue
+            rows.append((v, c, start, end, score))
+    counts["predictions"] = len(rows)
+    counts["missing_videos"] = len(set(range(len(videos))) - {video_index[video] for video in results if video in video_index})
+    return _columns(rows), counts
+
+
+def _columns(rows: list[tuple[int, int, float, float, float]]) -> Instances:
+    columns = list(zip(*rows, strict=True)) if rows else [()] * 5
+    integers = [np.array(column, np.int64) for column in columns[:2]]
+    start, end, score = (np.array(column, np.float64) for column in columns[2:])
+    return Instances(*integers, start, end, score)
+
+
+def _labelled_segment(name: str, field: str, item: Any) -> tuple[str, float, float]:
+    if not isinstance(item, dict) or not isinstance(item.get("label"), str):
+        raise DataError(name, f"{field}.label", "a string", item)
+    segment = item.get("segment")
+    if not isinstance(segment, list) or len(segment) != 2:
+        raise DataError(name, f"{field}.segment", "[start, end] in seconds", segment)
+    return item["label"], _number(name, f"{field}.segment", segment[0]), _number(name, f"{field}.segment", segment[1])
+
+
+def _number(name: str, field: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise DataError(name, field, "a number", repr(value)) from None
+    if not math.isfinite(number):
+        raise DataError(name, field, "a finite number", value)
+    return number

@@ -1,0 +1,149 @@
+"""The whole step of METHOD 4 for one video; also the plug-in of Table 4, for CAS and scores of any model."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ahlm.config import LocalizationConfig, RefinementConfig
+from ahlm.localization.proposals import (
+    change_point_proposals,
+    distinct,
+    outer_inner_contrast,
+    threshold_proposals,
+)
+from ahlm.localization.refinement import refine_change_points
+from ahlm.localization.suppression import suppress
+
+
+class Localization(NamedTuple):
+    """Detections of one video, best first, and what became of its change-points.
+
+    Attributes:
+        class_index: class of each detection [D].
+        score: [D].
+        start_s: [D] seconds.
+        end_s: [D] seconds.
+        change_points: edges that the LCS step left.
+        foreground_change_points: those of them that bound a proposal: the boundaries the attention selects.
+    """
+
+    class_index: NDArray[np.int64]
+    score: NDArray[np.float64]
+    start_s: NDArray[np.float64]
+    end_s: NDArray[np.float64]
+    change_points: NDArray[np.int64]
+    foreground_change_points: NDArray[np.int64]
+
+
+def localize(
+    cas: ArrayLike,
+    video_scores: ArrayLike,
+    attention: ArrayLike | None,
+    change_points: ArrayLike,
+    edges_s: ArrayLike,
+    duration_s: float,
+    *,
+    config: LocalizationConfig,
+    refinement: RefinementConfig,
+    similarity_features: ArrayLike | None = None,
+) -> Localization:
+    """Detections of one video of n snippets and C classes (section 3.3, end).
+
+    Args:
+        cas: foreground class activation sequence [n, C], background left out; larger means more foreground.
+        video_scores: video-level class scores [C].
+        attention: foreground attention [n]; only needed for `attention_thresholds`.
+        change_points: sorted edges in 1 .. n-1; edge e lies between snippets e - 1 and e.
+        edges_s: seconds of the n + 1 edges, as `FeatureSpec.edges_s` gives them.
+        duration_s: detections are clamped to [0, duration_s].
+        config: classes, proposals, scores, suppression.
+        refinement: the LCS step.
+        similarity_features: what the LCS step compares [n, F]; may be none where that step is off.
+
+    Raises:
+        ValueError: shapes that do not fit, values that are not finite, change-points unsorted or out of range.
+    """
+    activation, scores, focus, points, edges = _checked(cas, video_scores, attention, change_points, edges_s)
+    n = len(activation)
+    uses_points = config.proposals != "thresholds"
+    if uses_points and refinement.enabled:
+        if similarity_features is None:
+            raise ValueError("similarity_features must be [n, F] for the LCS step (or refinement.enabled false)")
+        features = np.asarray(similarity_features)
+        if features.ndim != 2 or len(features) != n:
+            raise ValueError(f"similarity_features must be [{n}, F], got {list(features.shape)}")
+        points = refine_change_points(features, points, refinement)
+
+    chosen = np.flatnonzero(scores > config.class_threshold)
+    if not len(chosen):
+        chosen = np.array([scores.argmax()])
+    sub = activation[:, chosen]
+    levels = np.broadcast_to(np.asarray(config.cas_thresholds, float), (len(chosen), len(config.cas_thresholds)))
+    if config.relative_thresholds:
+        levels = levels * sub.max(0)[:, None]
+    focus_levels = np.asarray(config.attention_thresholds, float)
+    groups = []
+    if uses_points:
+        groups.append(change_point_proposals(sub, focus, points, levels, focus_levels))
+    if config.proposals != "change_points":
+        groups.append(threshold_proposals(sub, focus, config.upsample, levels, focus_levels))
+    proposals = distinct(*groups)
+    selected = np.intersect1d(points, np.concatenate([proposals.start, proposals.end])) if uses_points else points[:0]
+
+    contrast = outer_inner_contrast(sub, proposals, config.oic_margin)
+    score = contrast + config.gamma * scores[chosen][proposals.class_index]
+    start_s, end_s = (
+        np.clip(np.interp(position, np.arange(n + 1), edges), 0.0, duration_s)
+        for position in (proposals.start, proposals.end)
+    )
+    visible = end_s > start_s  # a proposal may lie wholly after the stated end of the video
+    class_index, score, start_s, end_s = (
+        array[visible] for array in (chosen[proposals.class_index], score, start_s, end_s)
+    )
+    kept, score = suppress(
+        class_index,
+        score,
+        start_s,
+        end_s,
+        tiou=config.nms_tiou,
+        sigma=config.soft_sigma if config.suppression == "soft" else None,
+        min_score=config.min_score,
+        extra_s=1.0 if config.nms_plus_one else 0.0,
+    )
+    return Localization(class_index[kept], score, start_s[kept], end_s[kept], points, selected.astype(np.int64))
+
+
+def _checked(
+    cas: ArrayLike, video_scores: ArrayLike, attention: ArrayLike | None, change_points: ArrayLike, edges_s: ArrayLike
+) -> tuple[
+    NDArray[np.float64], NDArray[np.float64], NDArray[np.float64] | None, NDArray[np.int64], NDArray[np.float64]
+]:
+    """The arguments of `localize` as arrays, or a ValueError that names what is wrong."""
+    activation = np.asarray(cas, np.float64)
+    if activation.ndim != 2 or 0 in activation.shape:
+        raise ValueError(f"cas must be [n >= 1, C >= 1], got {list(activation.shape)}")
+    n, n_classes = activation.shape
+    scores, edges = np.asarray(video_scores, np.float64), np.asarray(edges_s, np.float64)
+    focus = None if attention is None else np.asarray(attention, np.float64)
+    expected = {"video_scores": (scores, n_classes), "edges_s": (edges, n + 1)}
+    if focus is not None:
+        expected["attention"] = (focus, n)
+    for name, (array, size) in expected.items():
+        if array.shape != (size,):
+            raise ValueError(f"{name} must be [{size}], got {list(array.shape)}")
+    for name, array in {"cas": activation, **{name: array for name, (array, _) in expected.items()}}.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} must be finite, got NaN or infinity")
+    if np.any(np.diff(edges) <= 0):
+        raise ValueError("edges_s must increase")
+    points = np.asarray(change_points)
+    if points.size == 0:
+        points = np.empty(0, np.int64)
+    if points.ndim != 1 or points.dtype.kind not in "iu":
+        raise ValueError(f"change_points must be integers [P], got {points.dtype} {list(points.shape)}")
+    if np.any(np.diff(points) <= 0) or (len(points) and not (points[0] >= 1 and points[-1] <= n - 1)):
+        raise ValueError(f"change_points must increase within 1 .. {n - 1}, got {points.tolist()[:8]}")
+    return activation, scores, focus, points.astype(np.int64), edges

@@ -1,0 +1,131 @@
+"""Candidate segments and their scores, for all classes and thresholds at once."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+class Proposals(NamedTuple):
+    """Candidate segments: class (an index into the classes given), start and end in snippets, fractional."""
+
+    class_index: Ints
+    start: Floats
+    end: Floats
+
+
+def runs(mask: NDArray[np.bool_]) -> tuple[Ints, Ints, Ints]:
+    """Maximal runs of True in the rows of a mask [K, P]: row, first column, column after the last."""
+    edges = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    rows, starts = np.nonzero(edges == 1)
+    return rows, starts, np.nonzero(edges == -1)[1]
+
+
+def change_point_proposals(
+    cas: Floats, attention: Floats | None, change_points: Ints, levels: Floats, attention_levels: Floats
+) -> Proposals:
+    """Runs of segments between neighbouring change-points whose mean CAS, or mean attention, passes a level.
+
+    Args:
+        cas: CAS of the classes to localise [n, K].
+        attention: foreground attention [n] or none.
+        change_points: sorted edges in 1 .. n-1; the video's first and last edge are added.
+        levels: thresholds of each class [K, L].
+        attention_levels: thresholds of the attention [M].
+    """
+    n = len(cas)
+    edges = np.concatenate([[0], change_points, [n]]).astype(np.int64)
+    widths = np.diff(edges)
+    means = np.diff(np.concatenate([np.zeros((1, cas.shape[1])), np.cumsum(cas, 0)])[edges], axis=0) / widths[:, None]
+    found = _above(means.T, levels)
+    if attention is not None and len(attention_levels):
+        mean_attention = np.diff(np.concatenate([[0.0], np.cumsum(attention)])[edges]) / widths
+        found = _join(found, _above_attention(mean_attention, attention_levels, cas.shape[1]))
+    return Proposals(found.class_index, edges[found.start.astype(np.int64)].astype(float), edges[found.end.astype(np.int64)].astype(float))
+
+
+def threshold_proposals(
+    cas: Floats, attention: Floats | None, upsample: int, levels: Floats, attention_levels: Floats
+) -> Proposals:
+    """ACM-Net's proposals: runs of linearly upsampled snippets whose CAS, or attention, passes a level.
+
+    Args:
+        cas: CAS of the classes to localise [n, K].
+        attention: foreground attention [n] or none.
+        upsample: points a snippet; point j stands for [j, j + 1) / upsample snippets.
+        levels: thresholds of each class [K, L].
+        attention_levels: thresholds of the attention [M].
+    """
+    n = len(cas)
+    points = (np.arange(n * upsample) + 0.5) / upsample - 0.5
+    left = np.clip(np.floor(points).astype(np.int64), 0, max(n - 2, 0))
+    right = np.minimum(left + 1, n - 1)
+    share = np.clip(points - left, 0, 1)  # flat before the first and after the last snippet's centre
+
+    def upsampled(values: Floats) -> Floats:
+        weight = share[:, None] if values.ndim == 2 else share
+        return values[left] * (1 - weight) + values[right] * weight
+
+    found = _above(upsampled(cas).T, levels)
+    if attention is not None and len(attention_levels):
+        found = _join(found, _above_attention(upsampled(attention), attention_levels, cas.shape[1]))
+    return Proposals(found.class_index, found.start / upsample, found.end / upsample)
+
+
+def _above(values: Floats, levels: Floats) -> Proposals:
+    """Runs of values [K, P] above each of their row's levels [K, L]."""
+    n_rows, n_levels = levels.shape
+    mask = (values[:, None, :] > levels[:, :, None]).reshape(n_rows * n_levels, -1)
+    rows, starts, ends = runs(mask)
+    return Proposals(rows // n_levels, starts.astype(float), ends.astype(float))
+
+
+def _above_attention(values: Floats, levels: Floats, n_classes: int) -> Proposals:
+    """Runs of the attention [P] above each level, for every class."""
+    _, starts, ends = runs(values[None, :] > levels[:, None])
+    return Proposals(
+        np.repeat(np.arange(n_classes), len(starts)),
+        np.tile(starts.astype(float), n_classes),
+        np.tile(ends.astype(float), n_classes),
+    )
+
+
+def _join(first: Proposals, second: Proposals) -> Proposals:
+    return Proposals(*(np.concatenate(pair) for pair in zip(first, second, strict=True)))
+
+
+def distinct(*groups: Proposals) -> Proposals:
+    """All proposals of the groups, each once, ordered by class, start and end."""
+    joined = np.stack([np.concatenate(column).astype(float) for column in zip(*groups, strict=True)], axis=1)
+    once = np.unique(joined, axis=0)
+    return Proposals(once[:, 0].astype(np.int64), once[:, 1], once[:, 2])
+
+
+def outer_inner_contrast(cas: Floats, proposals: Proposals, margin: float) -> Floats:
+    """Mean CAS inside a segment minus its mean in margins of `margin` x length on either side.
+
+    Exact integrals of the CAS, taken as constant over each snippet. Margins end with the video; a segment that
+    leaves no room outside has an outer mean of 0.
+    """
+    n = len(cas)
+    cumulative = np.concatenate([np.zeros((1, cas.shape[1])), np.cumsum(cas, axis=0)])
+    padded = np.concatenate([cas, np.zeros((1, cas.shape[1]))])
+
+    def integral(position: Floats) -> Floats:
+        whole = np.floor(position).astype(np.int64)
+        c = proposals.class_index
+        return np.asarray(cumulative[whole, c] + (position - whole) * padded[whole, c])
+
+    start, end = proposals.start, proposals.end
+    length = end - start
+    outer_start, outer_end = np.maximum(start - margin * length, 0), np.minimum(end + margin * length, n)
+    inside = integral(end) - integral(start)
+    outside = integral(outer_end) - integral(outer_start) - inside
+    outer_length = (outer_end - outer_start) - length
+    has_outside = outer_length > 1e-9
+    return np.asarray(inside / length - np.where(has_outside, outside / np.where(has_outside, outer_length, 1.0), 0.0))
