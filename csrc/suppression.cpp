@@ -7,42 +7,66 @@
 namespace ahlm {
 namespace {
 
-double overlap(const Detections& d, std::int64_t a, std::int64_t b, double extra) noexcept {
+using Index = std::int64_t;
+using Iterator = std::vector<Index>::iterator;
+
+double overlap(const Detections& d, Index a, Index b, double extra) noexcept {
   const double intersection = std::max(0.0, std::min(d.end[a], d.end[b]) - std::max(d.start[a], d.start[b]) + extra);
   const double union_ = (d.end[a] - d.start[a] + extra) + (d.end[b] - d.start[b] + extra) - intersection;
   return union_ > 0.0 ? intersection / union_ : 0.0;
 }
 
-}  // namespace
-
-std::vector<std::int64_t> suppress(const Detections& d, double tiou, double sigma, double min_score, double extra,
-                                   double* scores) {
-  std::vector<std::int64_t> kept;
-  std::vector<std::int64_t> alive(d.size);
-  std::iota(alive.begin(), alive.end(), 0);
-  if (sigma < 0) {
-    std::stable_sort(alive.begin(), alive.end(), [&](auto a, auto b) { return scores[a] > scores[b]; });
-    for (const auto candidate : alive) {
-      const bool covered = std::any_of(kept.begin(), kept.end(), [&](auto better) {
-        return d.class_index[better] == d.class_index[candidate] && overlap(d, candidate, better, extra) > tiou;
-      });
-      if (!covered) kept.push_back(candidate);
-    }
-    return kept;
-  }
-  while (!alive.empty()) {
-    const auto best = std::max_element(alive.begin(), alive.end(), [&](auto a, auto b) { return scores[a] < scores[b]; });
-    const auto taken = *best;
-    if (scores[taken] < min_score) break;
-    alive.erase(best);
-    kept.push_back(taken);
-    for (const auto other : alive) {
-      if (d.class_index[other] != d.class_index[taken]) continue;
-      const double o = overlap(d, other, taken, extra);
-      scores[other] *= std::exp(-(o * o) / sigma);
-    }
+// One class, best first: moves what stays to the front and returns its end.
+Iterator hard(const Detections& d, Iterator first, Iterator last, double tiou, double extra) {
+  auto kept = first;
+  for (auto candidate = first; candidate != last; ++candidate) {
+    const bool covered =
+        std::any_of(first, kept, [&](Index better) { return overlap(d, *candidate, better, extra) > tiou; });
+    if (!covered) *kept++ = *candidate;
   }
   return kept;
+}
+
+// One class in any order: moves what stays to the front, best first, and returns its end.
+Iterator soft(const Detections& d, Iterator first, Iterator last, double sigma, double min_score, double extra,
+              double* scores) {
+  for (; first != last; ++first) {
+    std::iter_swap(first, std::min_element(first, last, [&](Index a, Index b) {
+      return scores[a] != scores[b] ? scores[a] > scores[b] : a < b;
+    }));
+    if (scores[*first] < min_score) break;
+    for (auto other = first + 1; other != last; ++other) {
+      // a factor below 1 would lift a negative score
+      if (scores[*other] <= 0.0) continue;
+      const double o = overlap(d, *other, *first, extra);
+      if (o > 0.0) scores[*other] *= std::exp(-(o * o) / sigma);
+    }
+  }
+  return first;
+}
+
+}  // namespace
+
+std::vector<Index> suppress(const Detections& d, double tiou, double sigma, double min_score, double extra,
+                            double* scores) {
+  const auto better = [&](Index a, Index b) { return scores[a] != scores[b] ? scores[a] > scores[b] : a < b; };
+  std::vector<Index> order(d.size);
+  std::iota(order.begin(), order.end(), Index{0});
+  std::sort(order.begin(), order.end(), [&](Index a, Index b) {
+    return d.class_index[a] != d.class_index[b] ? d.class_index[a] < d.class_index[b] : better(a, b);
+  });
+  auto kept = order.begin();
+  for (auto first = order.begin(); first != order.end();) {
+    const auto last =
+        std::find_if(first, order.end(), [&](Index i) { return d.class_index[i] != d.class_index[*first]; });
+    const auto stays =
+        sigma < 0 ? hard(d, first, last, tiou, extra) : soft(d, first, last, sigma, min_score, extra, scores);
+    kept = std::move(first, stays, kept);
+    first = last;
+  }
+  order.erase(kept, order.end());
+  std::sort(order.begin(), order.end(), better);
+  return order;
 }
 
 }  // namespace ahlm

@@ -15,8 +15,9 @@ struct Detections {
   const double* end;
 };
 
-// Indices that stay, best first; `scores` holds the (softened) score of every detection and is changed in place.
-// sigma < 0: hard suppression above `tiou`. Ties go to the earlier index.
+// Indices that stay, best first; `scores` holds the score of every detection and is softened in place.
+// sigma < 0: hard suppression above `tiou`, with `min_score` unused; else soft, with `tiou` unused. Classes do not
+// touch each other. Ties go to the earlier index.
 std::vector<std::int64_t> suppress(const Detections& detections, double tiou, double sigma, double min_score,
                                    double extra, double* scores);
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from typing import Any
 
 import numpy as np
@@ -37,11 +38,15 @@ def suppress(
         start_s: [N].
         end_s: [N].
         tiou: hard NMS drops a detection whose overlap with a better one of its class exceeds this.
-        sigma: none: hard; else soft-NMS: overlap o multiplies the score by exp(-o^2 / sigma), nothing is dropped
-            by `tiou`, and detections that fall below `min_score` end.
+        sigma: none: hard; else soft-NMS: overlap o multiplies a positive score by exp(-o^2 / sigma), nothing is
+            dropped by `tiou`, and detections that fall below `min_score` end.
         min_score: of soft-NMS.
         extra_s: added to every length and intersection (ACM-Net adds one second; 0 is the true overlap).
-        backend: `auto`, `c++` or `numpy`.
+        backend: `auto`, `c++` or `numpy`; both give the same result to the last bit.
+
+    Raises:
+        ValueError: columns of different length, values that are not finite, settings out of range.
+        RuntimeError: `c++` was asked for and is not compiled.
     """
     arrays = (
         np.ascontiguousarray(class_index, np.int64),
@@ -53,7 +58,17 @@ def suppress(
         raise ValueError(f"class_index, score, start_s, end_s must be [N], got {[list(a.shape) for a in arrays]}")
     if not all(np.isfinite(array).all() for array in arrays[1:]):
         raise ValueError("score, start_s and end_s must be finite")
-    if backend == "c++" or (backend == "auto" and _core is not None):
+    if not 0 <= tiou <= 1:
+        raise ValueError(f"tiou must be in [0, 1], got {tiou}")
+    if sigma is not None and not sigma > 0:
+        raise ValueError(f"sigma must be positive, got {sigma}")
+    if not extra_s >= 0:
+        raise ValueError(f"extra_s must be at least 0, got {extra_s}")
+    if backend not in ("auto", "c++", "numpy"):
+        raise ValueError(f"backend must be auto, c++ or numpy, got {backend!r}")
+    if backend == "c++" and _core is None:
+        raise RuntimeError("backend c++ is not compiled: install ahlm with a C++ compiler at hand")
+    if backend != "numpy" and _core is not None:
         index, kept = _core.suppress(*arrays, tiou, -1.0 if sigma is None else sigma, min_score, extra_s)
         return index, kept
     return suppress_numpy(*arrays, tiou, sigma, min_score, extra_s)
@@ -71,22 +86,25 @@ def suppress_numpy(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The specification of `suppress`: take the best, weaken or drop what overlaps it, repeat."""
     scores = score.copy()
-    alive = np.ones(len(scores), bool)
+    alive = np.arange(len(scores))
     kept: list[int] = []
-    while alive.any():
-        best = int(np.argmax(np.where(alive, scores, -np.inf)))
-        alive[best] = False
+    while len(alive):
+        best = alive[np.argmax(scores[alive])]
         if sigma is not None and scores[best] < min_score:
             break
-        kept.append(best)
-        intersection = np.minimum(end_s, end_s[best]) - np.maximum(start_s, start_s[best]) + extra_s
+        kept.append(int(best))
+        alive = alive[alive != best]
+        intersection = np.minimum(end_s[alive], end_s[best]) - np.maximum(start_s[alive], start_s[best]) + extra_s
         intersection = np.maximum(intersection, 0)
-        union = (end_s - start_s + extra_s) + (end_s[best] - start_s[best] + extra_s) - intersection
+        union = (end_s[alive] - start_s[alive] + extra_s) + (end_s[best] - start_s[best] + extra_s) - intersection
         overlap = np.where(union > 0, intersection / np.where(union > 0, union, 1), 0)
-        overlap[class_index != class_index[best]] = 0
+        overlap[class_index[alive] != class_index[best]] = 0
         if sigma is None:
-            alive &= overlap <= tiou
+            alive = alive[overlap <= tiou]
         else:
-            scores = np.where(alive, scores * np.exp(-np.square(overlap) / sigma), scores)
+            # math.exp and not numpy.exp, whose vector code differs from C's exp in the last bit
+            # a factor below 1 would lift a negative score, which therefore stays as it is
+            for i in np.flatnonzero((overlap > 0) & (scores[alive] > 0)):
+                scores[alive[i]] *= math.exp(-(overlap[i] * overlap[i]) / sigma)
     index = np.array(kept, np.int64)
     return index, scores[index]
