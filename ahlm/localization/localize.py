@@ -26,8 +26,9 @@ class Localization(NamedTuple):
         score: [D].
         start_s: [D] seconds.
         end_s: [D] seconds.
-        change_points: edges that the LCS step left.
-        foreground_change_points: those of them that bound a proposal: the boundaries the attention selects.
+        change_points: edges that the LCS step left [P], as given where that step is off or no proposal needs them.
+        foreground_change_points: those of them that bound a run of foreground segments, before suppression: the
+            boundaries that the attention selects [<= P]; none with `proposals="thresholds"`.
     """
 
     class_index: NDArray[np.int64]
@@ -52,9 +53,15 @@ def localize(
 ) -> Localization:
     """Detections of one video of n snippets and C classes (section 3.3, end).
 
+    Nothing here knows where its input comes from: with the CAS and scores of another weakly-supervised model, this is
+    the plug-in of Table 4. Its change-points may come from any detector as well, or from `refine_change_points`.
+
     Args:
-        cas: foreground class activation sequence [n, C], background left out; larger means more foreground.
-        video_scores: video-level class scores [C].
+        cas: foreground class activation sequence [n, C], background left out; larger means more foreground. Any
+            range; `cas_thresholds` must suit it, or be shares of the class's maximum (`relative_thresholds`; a class
+            whose maximum is not positive then has no proposals).
+        video_scores: video-level class scores [C]; the model's are softmax probabilities, and `class_threshold` is
+            compared with them as they are.
         attention: foreground attention [n]; only needed for `attention_thresholds`.
         change_points: sorted edges in 1 .. n-1; edge e lies between snippets e - 1 and e.
         edges_s: seconds of the n + 1 edges, as `FeatureSpec.edges_s` gives them.
@@ -64,9 +71,19 @@ def localize(
         similarity_features: what the LCS step compares [n, F]; may be none where that step is off.
 
     Raises:
-        ValueError: shapes that do not fit, values that are not finite, change-points unsorted or out of range.
+        ValueError: shapes that do not fit, values that are not finite, change-points unsorted or out of range,
+            settings out of range, an input missing that the settings need.
+
+    Example:
+        >>> cas = np.array([[0.1], [0.9], [0.8], [0.0]])
+        >>> settings = LocalizationConfig(cas_thresholds=(0.5,))
+        >>> found = localize(cas, [1.0], None, [1, 3], np.arange(5) * 0.64, 2.56, config=settings,
+        ...                  refinement=RefinementConfig(enabled=False))
+        >>> found.start_s.tolist(), found.end_s.tolist(), found.foreground_change_points.tolist()
+        ([0.64], [1.92], [1, 3])
     """
     activation, scores, focus, points, edges = _checked(cas, video_scores, attention, change_points, edges_s)
+    _check_settings(config, focus, duration_s)
     n = len(activation)
     uses_points = config.proposals != "thresholds"
     if uses_points and refinement.enabled:
@@ -83,15 +100,16 @@ def localize(
     sub = activation[:, chosen]
     levels = np.broadcast_to(np.asarray(config.cas_thresholds, float), (len(chosen), len(config.cas_thresholds)))
     if config.relative_thresholds:
-        levels = levels * sub.max(0)[:, None]
+        peak = sub.max(0)[:, None]
+        levels = np.where(peak > 0, levels * peak, np.inf)
     focus_levels = np.asarray(config.attention_thresholds, float)
-    groups = []
+    groups, selected = [], points[:0]
     if uses_points:
         groups.append(change_point_proposals(sub, focus, points, levels, focus_levels))
+        selected = points[np.isin(points, np.concatenate([groups[0].start, groups[0].end]))]
     if config.proposals != "change_points":
         groups.append(threshold_proposals(sub, focus, config.upsample, levels, focus_levels))
     proposals = distinct(*groups)
-    selected = np.intersect1d(points, np.concatenate([proposals.start, proposals.end])) if uses_points else points[:0]
 
     contrast = outer_inner_contrast(sub, proposals, config.oic_margin)
     score = contrast + config.gamma * scores[chosen][proposals.class_index]
@@ -100,9 +118,8 @@ def localize(
         for position in (proposals.start, proposals.end)
     )
     visible = end_s > start_s  # a proposal may lie wholly after the stated end of the video
-    class_index, score, start_s, end_s = (
-        array[visible] for array in (chosen[proposals.class_index], score, start_s, end_s)
-    )
+    class_index = chosen[proposals.class_index][visible].astype(np.int64)
+    score, start_s, end_s = score[visible], start_s[visible], end_s[visible]
     kept, score = suppress(
         class_index,
         score,
@@ -113,7 +130,7 @@ def localize(
         min_score=config.min_score,
         extra_s=1.0 if config.nms_plus_one else 0.0,
     )
-    return Localization(class_index[kept], score, start_s[kept], end_s[kept], points, selected.astype(np.int64))
+    return Localization(class_index[kept], score, start_s[kept], end_s[kept], points, selected)
 
 
 def _checked(
@@ -147,3 +164,23 @@ def _checked(
     if np.any(np.diff(points) <= 0) or (len(points) and not (points[0] >= 1 and points[-1] <= n - 1)):
         raise ValueError(f"change_points must increase within 1 .. {n - 1}, got {points.tolist()[:8]}")
     return activation, scores, focus, points.astype(np.int64), edges
+
+
+def _check_settings(config: LocalizationConfig, attention: NDArray[np.float64] | None, duration_s: float) -> None:
+    """Raise a ValueError for the first setting that makes no sense; the suppression checks its own."""
+    if config.proposals not in ("change_points", "both", "thresholds"):
+        raise ValueError(f"proposals must be change_points, both or thresholds, got {config.proposals!r}")
+    if config.suppression not in ("hard", "soft"):
+        raise ValueError(f"suppression must be hard or soft, got {config.suppression!r}")
+    if not (len(config.cas_thresholds) or len(config.attention_thresholds)):
+        raise ValueError("cas_thresholds or attention_thresholds must hold a threshold")
+    if not np.isfinite([*config.cas_thresholds, *config.attention_thresholds]).all():
+        raise ValueError("cas_thresholds and attention_thresholds must be finite")
+    if len(config.attention_thresholds) and attention is None:
+        raise ValueError("attention must be [n] where attention_thresholds are set, got None")
+    if config.upsample < 1:
+        raise ValueError(f"upsample must be at least 1, got {config.upsample}")
+    if not 0 <= config.oic_margin < np.inf:
+        raise ValueError(f"oic_margin must be finite and at least 0, got {config.oic_margin}")
+    if not 0 < duration_s < np.inf:
+        raise ValueError(f"duration_s must be a positive number of seconds, got {duration_s}")

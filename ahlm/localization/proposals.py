@@ -41,12 +41,13 @@ def change_point_proposals(
     n = len(cas)
     edges = np.concatenate([[0], change_points, [n]]).astype(np.int64)
     widths = np.diff(edges)
-    means = np.diff(np.concatenate([np.zeros((1, cas.shape[1])), np.cumsum(cas, 0)])[edges], axis=0) / widths[:, None]
-    found = _above(means.T, levels)
+    # sums segment by segment: differences of a running sum would round a constant CAS across its threshold
+    found = _above((np.add.reduceat(cas, edges[:-1], axis=0) / widths[:, None]).T, levels)
     if attention is not None and len(attention_levels):
-        mean_attention = np.diff(np.concatenate([[0.0], np.cumsum(attention)])[edges]) / widths
+        mean_attention = np.add.reduceat(attention, edges[:-1]) / widths
         found = _join(found, _above_attention(mean_attention, attention_levels, cas.shape[1]))
-    return Proposals(found.class_index, edges[found.start.astype(np.int64)].astype(float), edges[found.end.astype(np.int64)].astype(float))
+    start, end = (edges[index.astype(np.int64)].astype(float) for index in (found.start, found.end))
+    return Proposals(found.class_index, start, end)
 
 
 def threshold_proposals(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -58,7 +60,7 @@ def _one_pass(
 ) -> list[int]:
     """Edges that one pass from left to right leaves."""
     kept = edges[:1]
-    for middle, right in zip(edges[1:-1], edges[2:], strict=True):
+    for middle, right in pairwise(edges[1:]):
         triple = (kept[-1], middle, right)
         if triple in settled or not _redundant(unit, *triple, config):
             settled.add(triple)
@@ -85,7 +87,7 @@ def _redundant(unit: Floats, left: int, middle: int, right: int, config: Refinem
         reach *= 4
 
 
-def _similarity(left: Floats, right: Floats) -> list[Floats] | Any:
+def _similarity(left: Floats, right: Floats) -> Iterable[Floats]:
     """Cosines of two sequences of unit rows, blocks of rows of the shorter by all of the longer."""
     short, long = (left, right) if len(left) <= len(right) else (right, left)
     if len(short) <= BLOCK:
@@ -102,7 +104,7 @@ def unit_features(features: NDArray[Any], centred: bool) -> Floats:
     # one number a row tells of every NaN or infinity in it
     if not np.isfinite(norms).all():
         raise ValueError(f"features must be finite, got otherwise in row {int(np.argmin(np.isfinite(norms[:, 0])))}")
-    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+    return np.asarray(rows / np.where(norms > 0, norms, 1))
 
 
 def _check(features: NDArray[Any], points: NDArray[np.int64], config: RefinementConfig) -> None:
