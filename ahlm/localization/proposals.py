@@ -81,7 +81,7 @@ def threshold_proposals(
 def _above(values: Floats, levels: Floats) -> Proposals:
     """Runs of values [K, P] above each of their row's levels [K, L]."""
     n_rows, n_levels = levels.shape
-    mask = (values[:, None, :] > levels[:, :, None]).reshape(n_rows * n_levels, -1)
+    mask = (values[:, None, :] > levels[:, :, None]).reshape(n_rows * n_levels, values.shape[1])
     rows, starts, ends = runs(mask)
     return Proposals(rows // n_levels, starts.astype(float), ends.astype(float))
 

@@ -23,7 +23,7 @@ def first_row(m: int) -> NDArray[np.int64]:
     return np.full((m + WORD - 1) // WORD, FULL, np.int64)
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def advance(row: NDArray[np.int64], similarity: NDArray[Any], threshold: Any) -> None:
     """Carry the bits of a row, in place, through the rows of a C-contiguous similarity matrix [n, m]."""
     n, m = similarity.shape
@@ -40,7 +40,7 @@ def advance(row: NDArray[np.int64], similarity: NDArray[Any], threshold: Any) ->
             row[word] = (total & FULL) | (old & ~matches)
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def steps(row: NDArray[np.int64]) -> int:
     """Steps of a row, which are the length of the subsequence; unused bits of the last word are 1."""
     total = 0
