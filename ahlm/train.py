@@ -164,7 +164,7 @@ class Trainer:
             if is_active:
                 part.update(step)
         self.step += 1
-        return {name: float(value) for name, value in record.items()}
+        return {name: value.item() for name, value in record.items()}
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs beside the weights."""

@@ -62,9 +62,9 @@ def piecewise_constant(
 def demo_dataset(split: str) -> FeatureDataset:
     """The demo: short videos in which actions of four classes stand in context, between background scenes."""
     random = np.random.RandomState(DEMO_SEED)
-    # what actions, their surroundings and empty scenes look like; context shares half of its action's look
+    # what actions, their surroundings and empty scenes look like; context looks a little like its action
     actions = random.randn(len(DEMO_CLASSES), DEMO_DIM)
-    contexts = 0.5 * actions + 0.9 * random.randn(len(DEMO_CLASSES), DEMO_DIM)
+    contexts = 0.2 * actions + random.randn(len(DEMO_CLASSES), DEMO_DIM)
     scenes = random.randn(N_SCENES, DEMO_DIM)
     spec = FeatureSpec()
     splits = {
@@ -101,7 +101,7 @@ def _demo_video(
         if c >= 0 and end > position:
             segments.append(Segment(position * spec.snippet_s, end * spec.snippet_s, DEMO_CLASSES[c]))
         # no two instances look alike
-        features.append(level + 0.4 * random.randn(DEMO_DIM) + 0.7 * random.randn(length, DEMO_DIM))
+        features.append(level + 0.4 * random.randn(DEMO_DIM) + 0.5 * random.randn(length, DEMO_DIM))
         position += length
     array = np.concatenate(features)[:n_snippets].astype(np.float16).astype(np.float32)
     labels = tuple(sorted({segment.label for segment in segments}))

@@ -142,7 +142,7 @@ class ChangePointDetector(nn.Module):
         real = snippet_mask(lengths, f1.shape[1])[..., None]
         f1, count = torch.where(real, f1, 0.0), real.to(f1.dtype)
         total = f1
-        for ahead in range(1, self.config.look_ahead):
+        for ahead in range(1, min(self.config.look_ahead, f1.shape[1])):
             total = total + nn.functional.pad(f1[:, ahead:], (0, 0, 0, ahead))
             count = count + nn.functional.pad(real[:, ahead:].to(f1.dtype), (0, 0, 0, ahead))
         return total / count.clamp(min=1)

@@ -1,0 +1,72 @@
+"""Imports point downwards only; this test is the architecture document that cannot go stale."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# each layer may import itself and the layers below it
+LAYERS = [
+    ["ahlm.cli"],
+    ["ahlm.train", "ahlm.convert", "ahlm.check"],
+    ["ahlm.infer", "ahlm.evaluate"],
+    ["ahlm.report", "ahlm.checkpoint", "ahlm.run_folder"],
+    ["ahlm.localization", "ahlm.model", "ahlm.evaluation"],
+    ["ahlm.data"],
+    ["ahlm.arguments", "ahlm.timeline", "ahlm.files", "ahlm.config", "ahlm.errors", "ahlm.kernels", "ahlm._core"],
+]
+STRANGERS = [("ahlm.model", "ahlm.localization"), ("ahlm.localization", "ahlm.model")]
+STRANGERS += [("ahlm.evaluation", "ahlm.model"), ("ahlm.evaluation", "ahlm.localization"), ("ahlm.evaluation", "ahlm.data")]
+STRANGERS += [("ahlm.localization", "ahlm.data"), ("ahlm.localization", "ahlm.evaluation")]
+
+
+def unit(module: str) -> str:
+    """The part of the package a module belongs to, as named in LAYERS."""
+    return ".".join(module.split(".")[:2])
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of ours that a file imports, `TYPE_CHECKING` blocks included, relative imports left out."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found |= {f"{node.module}.{alias.name}" if node.module == "ahlm" else str(node.module) for alias in node.names}
+    return {unit(name) for name in found if name.startswith("ahlm.")}
+
+
+def layer(name: str) -> int:
+    return next(i for i, names in enumerate(LAYERS) if name in names)
+
+
+def test_every_module_has_a_layer() -> None:
+    for path in (ROOT / "ahlm").rglob("*.py"):
+        name = unit(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+        assert name == "ahlm" or layer(name) is not None
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "ahlm").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_downwards(path: Path) -> None:
+    own = unit(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+    if own == "ahlm":
+        return  # the package's lazy names
+    for other in imports(path):
+        assert layer(other) >= layer(own), f"{path} imports {other}, which stands above it"
+        assert (own, other) not in STRANGERS, f"{path} imports {other}"
+
+
+def test_kernels_import_nothing_of_ours() -> None:
+    for path in (ROOT / "kernels").rglob("*.py"):
+        assert not imports(path), path
+
+
+@pytest.mark.parametrize("module", ["ahlm", "ahlm.evaluate", "ahlm.evaluation", "ahlm.localization", "ahlm.kernels.lcs"])
+def test_starts_without_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
