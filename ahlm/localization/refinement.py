@@ -14,8 +14,9 @@ from ahlm.config import RefinementConfig
 from ahlm.kernels.lcs import lcs_length_of_blocks
 
 Floats = NDArray[np.float32]
-BLOCK = 256  # rows of similarities held at a time, so that an hour-long segment needs no square matrix
-REACH = 64  # snippets next to a change-point that are compared before all of them are
+BLOCK = 128  # rows of cosines held at a time, so that an hour-long segment needs no square matrix
+NEAR = 64  # snippets next to a change-point that are compared before all of them are
+WIDE = 512  # a left side longer than this shares its cosines with the next change-points
 
 
 def refine_change_points(
@@ -44,11 +45,11 @@ def refine_change_points(
     if not config.enabled or not len(points):
         return points
     _check(features, points, config)
-    unit = unit_features(features, centred=config.similarity == "centred")
-    edges = [0, *points.tolist(), len(unit)]
+    cosines = _Cosines(unit_features(features, centred=config.similarity == "centred"))
+    edges = [0, *points.tolist(), len(features)]
     settled: set[tuple[int, int, int]] = set()  # triples that an earlier pass kept; a repeat would answer the same
     for _ in range(config.max_rounds):
-        kept = _one_pass(unit, edges, config, settled)
+        kept = _one_pass(cosines, edges, config, settled)
         if len(kept) == len(edges):
             break
         edges = kept
@@ -56,43 +57,63 @@ def refine_change_points(
 
 
 def _one_pass(
-    unit: Floats, edges: list[int], config: RefinementConfig, settled: set[tuple[int, int, int]]
+    cosines: _Cosines, edges: list[int], config: RefinementConfig, settled: set[tuple[int, int, int]]
 ) -> list[int]:
     """Edges that one pass from left to right leaves."""
     kept = edges[:1]
     for middle, right in pairwise(edges[1:]):
         triple = (kept[-1], middle, right)
-        if triple in settled or not _redundant(unit, *triple, config):
+        if triple in settled or not _redundant(cosines, *triple, config):
             settled.add(triple)
             kept.append(middle)
     return [*kept, edges[-1]]
 
 
-def _redundant(unit: Floats, left: int, middle: int, right: int, config: RefinementConfig) -> bool:
+def _redundant(cosines: _Cosines, left: int, middle: int, right: int, config: RefinementConfig) -> bool:
     """Whether the snippets on both sides of `middle` have enough in common.
 
     A subsequence common to parts of the two sides is common to the sides, so the snippets nearest to `middle` are
     compared first and usually settle it. Without that, a video in which everything merges would compare its whole
-    past again at every change-point, which is quadratic in its length.
+    past again at every change-point.
     """
     shorter = min(middle - left, right - middle)
     needed = math.ceil(config.lcs_ratio * shorter - 1e-9)  # 0.55 x 20 is 11, not the 11.000000000000002 of binary
-    reach = max(REACH, 2 * shorter)
-    while True:
-        start, end = max(left, middle - reach), min(right, middle + reach)
-        if lcs_length_of_blocks(_similarity(unit[start:middle], unit[middle:end]), config.cosine_threshold) >= needed:
-            return True
-        if (start, end) == (left, right):
-            return False
-        reach *= 4
+    near = max(NEAR, 2 * shorter)
+    parts = [(max(left, middle - near), min(right, middle + near)), (left, right)]
+    if parts[0] == parts[1]:
+        parts.pop()
+    return any(
+        lcs_length_of_blocks(cosines.blocks(start, middle, end), config.cosine_threshold) >= needed
+        for start, end in parts
+    )
 
 
-def _similarity(left: Floats, right: Floats) -> Iterable[Floats]:
-    """Cosines of two sequences of unit rows, blocks of rows of the shorter by all of the longer."""
-    short, long = (left, right) if len(left) <= len(right) else (right, left)
-    if len(short) <= BLOCK:
-        return [short @ long.T]
-    return (short[i : i + BLOCK] @ long.T for i in range(0, len(short), BLOCK))
+class _Cosines:
+    """Cosines between the snippets of a video, computed where they are asked for."""
+
+    def __init__(self, unit: Floats) -> None:
+        self.unit = unit
+        self._panel = np.empty((0, 0), np.float32)  # cosines of BLOCK snippets from `_row` with those from `_column`
+        self._row = self._column = len(unit)
+
+    def blocks(self, left: int, middle: int, right: int) -> Iterable[Floats]:
+        """Cosines of [left, middle) and [middle, right): blocks of rows of the shorter by all of the longer."""
+        if WIDE < middle - left >= right - middle:
+            return self._from_panels(left, middle, right)
+        short, long = self.unit[left:middle], self.unit[middle:right]
+        if len(short) > len(long):
+            short, long = long, short
+        if len(short) <= BLOCK:
+            return [short @ long.T]
+        return (short[i : i + BLOCK] @ long.T for i in range(0, len(short), BLOCK))
+
+    def _from_panels(self, left: int, middle: int, right: int) -> Iterable[Floats]:
+        """As `blocks`; a long left side meets many short right ones, and one product serves all within a panel."""
+        for row in range(middle // BLOCK * BLOCK, right, BLOCK):
+            if row != self._row or left < self._column:
+                self._row, self._column = row, left
+                self._panel = self.unit[row : row + BLOCK] @ self.unit[left : row + BLOCK].T
+            yield self._panel[max(middle - row, 0) : right - row, left - self._column : middle - self._column]
 
 
 def unit_features(features: NDArray[Any], centred: bool) -> Floats:

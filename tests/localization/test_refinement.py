@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from ahlm.config import DataConfig, RefinementConfig
 from ahlm.data.dataset import open_dataset
 from ahlm.kernels.lcs import lcs_length_reference
+from ahlm.localization import refinement
 from ahlm.localization.refinement import refine_change_points, unit_features
 
 CONFIG = RefinementConfig()
@@ -65,18 +66,24 @@ def test_matches_reference(pattern: list[int], seed: int, ratio: float, similari
         np.testing.assert_array_equal(refine_change_points(features, kept, config), kept)
 
 
-def test_matches_reference_where_the_far_past_decides() -> None:
-    """Segments longer than the part that is compared first, common only to its far end."""
-    rng = np.random.default_rng(3)
-    base = rng.normal(size=(400, 64)).astype(np.float32)
-    features = np.concatenate([base, base[:40], rng.normal(size=(300, 64)).astype(np.float32), base[350:]])
-    points = np.array([400, 440, 740])
-    for ratio in (0.5, 1.0):
-        config = RefinementConfig(lcs_ratio=ratio)
-        kept = refine_change_points(features, points, config)
-        assert kept.tolist() == refine_reference(features, points.tolist(), config)
-    assert 400 not in kept
-    assert 440 in kept
+def test_matches_reference_where_the_far_past_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left sides longer than what is compared first, common to the right only at their far end."""
+    monkeypatch.setattr(refinement, "NEAR", 4)
+    monkeypatch.setattr(refinement, "WIDE", 16)
+    monkeypatch.setattr(refinement, "BLOCK", 8)
+    deleted = 0
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        base = rng.normal(size=(60, 64)).astype(np.float32)
+        parts = [base, base[:20], rng.normal(size=(30, 64)).astype(np.float32), base[40:], base[5:35]]
+        features = np.concatenate(parts)
+        points = np.unique(np.r_[60, 80, 110, 130, rng.integers(61, len(features), 12 * (seed % 3))])
+        for ratio in (0.5, 1.0):
+            config = RefinementConfig(lcs_ratio=ratio)
+            kept = refine_change_points(features, points, config)
+            assert kept.tolist() == refine_reference(features, points.tolist(), config)
+            deleted += len(points) - len(kept)
+    assert deleted > 50
 
 
 def test_keeps_changes_and_deletes_repetitions() -> None:
