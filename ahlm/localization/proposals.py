@@ -21,9 +21,12 @@ class Proposals(NamedTuple):
 
 def runs(mask: NDArray[np.bool_]) -> tuple[Ints, Ints, Ints]:
     """Maximal runs of True in the rows of a mask [K, P]: row, first column, column after the last."""
-    edges = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
-    rows, starts = np.nonzero(edges == 1)
-    return rows, starts, np.nonzero(edges == -1)[1]
+    n_rows, n_columns = mask.shape
+    padded = np.zeros((n_rows, n_columns + 2), bool)
+    padded[:, 1:-1] = mask
+    # every row begins and ends False, so starts and ends take turns
+    rows, columns = np.divmod(np.flatnonzero(padded[:, 1:] != padded[:, :-1]), n_columns + 1)
+    return rows[::2], columns[::2], columns[1::2]
 
 
 def change_point_proposals(
@@ -102,9 +105,12 @@ def _join(first: Proposals, second: Proposals) -> Proposals:
 
 def distinct(*groups: Proposals) -> Proposals:
     """All proposals of the groups, each once, ordered by class, start and end."""
-    joined = np.stack([np.concatenate(column).astype(float) for column in zip(*groups, strict=True)], axis=1)
-    once = np.unique(joined, axis=0)
-    return Proposals(once[:, 0].astype(np.int64), once[:, 1], once[:, 2])
+    class_index, start, end = (np.concatenate(column) for column in zip(*groups, strict=True))
+    order = np.lexsort((end, start, class_index))
+    class_index, start, end = class_index[order], start[order], end[order]
+    new = np.ones(len(order), bool)
+    new[1:] = (np.diff(class_index) != 0) | (np.diff(start) != 0) | (np.diff(end) != 0)
+    return Proposals(class_index[new].astype(np.int64), start[new], end[new])
 
 
 def outer_inner_contrast(cas: Floats, proposals: Proposals, margin: float) -> Floats:
