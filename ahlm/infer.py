@@ -278,6 +278,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise DataError(
                 arguments.root, "feature_dim", f"{predictor.checkpoint.feature_dim} as in training", dataset.feature_dim
             )
+        for note in dataset.notes:
+            print(f"note: {note}")
         if dataset.spec != predictor.spec:
             print(f"note: trained on {predictor.spec}, this data set says {dataset.spec} ({dataset.spec_source})")
             predictor.spec = dataset.spec

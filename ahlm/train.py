@@ -157,8 +157,8 @@ class Trainer:
             part.optimizer.zero_grad(set_to_none=True)
         loss = torch.stack(terms).sum()
         if not torch.isfinite(loss):
-            values = ", ".join(f"{name} {float(value):.3g}" for name, value in record.items())
-            raise FloatingPointError(f"the loss at step {step} is {float(loss)} ({values}); lower the learning rate")
+            values = ", ".join(f"{name} {value.item():.3g}" for name, value in record.items())
+            raise FloatingPointError(f"the loss at step {step} is {loss.item()} ({values}); lower the learning rate")
         loss.backward()  # type: ignore[no-untyped-call]
         for part, is_active in zip(self.parts, active, strict=True):
             if is_active:
@@ -288,7 +288,7 @@ def backends() -> dict[str, str]:
 
 
 def describe(training: FeatureDataset, testing: FeatureDataset, device: str, config: Config) -> str:
-    """What the run works on, in four lines."""
+    """What the run works on: device, data, timeline, and what was mended."""
     spec = training.spec
     used = ", ".join(f"{name}={backend}" for name, backend in backends().items())
     lines = [
@@ -298,6 +298,7 @@ def describe(training: FeatureDataset, testing: FeatureDataset, device: str, con
         f"{spec.fps:g} fps, stride {spec.stride:g}, window {spec.window:g} (from {training.spec_source}): "
         f"{spec.snippet_s:.3g} s a snippet",
     ]
+    lines += [f"note: {note}" for note in (*training.notes, *testing.notes)]
     return "\n".join(lines)
 
 

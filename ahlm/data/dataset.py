@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,6 +50,7 @@ class FeatureDataset:
         feature_dim: F.
         layout: name of the layout on disk.
         missing: listed videos without features, left out.
+        notes: what was found and mended on opening, a line each.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class FeatureDataset:
     ) -> None:
         self.videos, self.classes, self.spec = tuple(videos), classes, spec
         self.spec_source, self.layout, self.missing = spec_source, layout, tuple(missing)
+        self.notes: tuple[str, ...] = ()
         self._cache: dict[int, NDArray[np.float32]] = {}
         self._lengths: dict[int, int] = {}
         self._cached_bytes = 0
@@ -225,11 +226,12 @@ def clamp_segments(dataset: FeatureDataset, path: Path) -> FeatureDataset:
     for video in dataset.videos:
         segments = video.segments
         if video.duration_s is not None:
+            # decimals in the file round differently from ours
+            changed += sum(s.end_s > video.duration_s + 1e-6 for s in segments)
             segments = tuple(s._replace(end_s=min(s.end_s, video.duration_s)) for s in segments)
-            changed += sum(a != b for a, b in zip(segments, video.segments, strict=True))
         videos.append(replace(video, segments=segments))
     if changed:
-        warnings.warn(f"{path}: {changed} segments end after their video and were cut there", stacklevel=3)
+        dataset.notes += (f"{path}: {changed} segments end after their video and were cut there",)
     dataset.videos = tuple(videos)
     return dataset
 

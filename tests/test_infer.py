@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ahlm
+from ahlm.arguments import load_recipe
+from ahlm.checkpoint import Checkpoint, save_weights
+from ahlm.config import DataConfig, LocalizationConfig, RefinementConfig
+from ahlm.data.dataset import open_dataset
+from ahlm.data.synthetic import demo_dataset, write_demo
+from ahlm.infer import Predictor, at_every_snippet, length_batches, main, predict, true_edges
+from ahlm.localization import localize
+from ahlm.train import Trainer, new_model
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with a model that has seen a few steps, so that its outputs differ between videos."""
+    config, dataset = load_recipe("demo"), demo_dataset("train")
+    trainer = Trainer(new_model(dataset, config), dataset, config)
+    for _ in range(100):
+        trainer.train_step()
+    folder = tmp_path_factory.mktemp("run")
+    model = trainer.model.eval()
+    save_weights(folder / "last.safetensors", Checkpoint(model, config, dataset.classes, dataset.spec, 64, 100))
+    return folder
+
+
+@pytest.fixture
+def video() -> np.ndarray:
+    return demo_dataset("test").features(0)
+
+
+def test_localize_from_python(run: Path, video: np.ndarray) -> None:
+    predictor = ahlm.load(run)
+    detections = predictor.localize(video)
+    assert detections
+    assert [d.score for d in detections] == sorted((d.score for d in detections), reverse=True)
+    for detection in detections:
+        assert detection.label in predictor.classes
+        assert 0 <= detection.start_s < detection.end_s <= predictor.spec.duration_s(len(video))
+    assert all(d.end_s <= 9.0 for d in predictor.localize(video, duration_s=9.0))
+    assert predictor.localize(video, proposals="thresholds") != detections
+    assert predictor.localize(video.astype(np.float64)) == detections
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (np.zeros((5, 63), np.float32), r"features must be \[n >= 1, 64\], got \[5, 63\]"),
+        (np.zeros((0, 64), np.float32), r"got \[0, 64\]"),
+        (np.zeros(64, np.float32), r"got \[64\]"),
+        (np.full((5, 64), np.nan, np.float32), "finite"),
+    ],
+)
+def test_localize_refuses(run: Path, features: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ahlm.load(run).localize(features)
+
+
+def test_one_snippet_is_a_video(run: Path, video: np.ndarray) -> None:
+    detections = ahlm.load(run).localize(video[:1])
+    assert all((d.start_s, d.end_s) == (0.0, 0.64) for d in detections)
+
+
+def test_batches_change_nothing(run: Path) -> None:
+    predictor, dataset = ahlm.load(run), demo_dataset("test")
+    together = predictor.analyse_dataset(dataset, progress=False)
+    for i in (0, 7, 19):
+        (alone,) = predictor.analyse([dataset.features(i)])
+        np.testing.assert_array_equal(alone.change_points, together[i].change_points)
+        np.testing.assert_allclose(alone.cas, together[i].cas, atol=1e-6)
+        np.testing.assert_allclose(alone.kl_static, together[i].kl_static, rtol=1e-4, atol=1e-5)
+
+
+def test_long_videos_are_sampled_for_efc_and_scanned_whole(run: Path) -> None:
+    predictor, dataset = ahlm.load(run), demo_dataset("test")
+    video = np.concatenate([dataset.features(0), dataset.features(1)])
+    assert len(video) > predictor.config.classifier.n_snippets
+    (analysis,) = predictor.analyse([video])
+    assert analysis.cas.shape == (len(video), 4)
+    assert analysis.kl_static.shape == (len(video),)
+    assert analysis.change_points.max() > len(dataset.features(0))
+
+
+def test_at_every_snippet_interpolates() -> None:
+    values = np.array([[0.0], [2.0], [8.0]], np.float32)
+    spread = at_every_snippet(values, np.array([0, 2, 5]), 7)
+    np.testing.assert_allclose(spread[:, 0], [0, 1, 2, 4, 6, 8, 8])
+
+
+def test_length_batches_hold_every_video_once() -> None:
+    lengths = [5, 40_000, 7, 9_000, 9_000, 9_000, 1]
+    batches = list(length_batches(lengths))
+    assert sorted(i for batch in batches for i in batch) == list(range(7))
+    assert [1] in batches
+
+
+def test_command_writes_activitynet_json(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_demo(tmp_path / "data")
+    output = tmp_path / "predictions.json"
+    command = ["--checkpoint", str(run), "--data.root", str(tmp_path / "data"), "--output", str(output)]
+    assert main([*command, "--split", "test"]) == 0
+    predictions = json.loads(output.read_text())
+    assert predictions["version"] == "VERSION 1.3"
+    assert len(predictions["results"]) == 20
+    points = predictions["ahlm"]["change_points"]
+    for stages in points.values():
+        assert set(stages["foreground"]) <= set(stages["refined"]) <= set(stages["detected"])
+    with pytest.raises(SystemExit) as existing:
+        main(command)
+    assert existing.value.code == 2
+    assert "--overwrite" in capsys.readouterr().err
+    # separate files give the same detections, named by their stems
+    files = sorted(str(path) for path in (tmp_path / "data" / "test").glob("*.npy"))[:3]
+    assert main(["--checkpoint", str(run), *files, "--output", str(tmp_path / "files.json")]) == 0
+    single = json.loads((tmp_path / "files.json").read_text())
+    for name, detections in single["results"].items():
+        for a, b in zip(detections, predictions["results"][name], strict=True):
+            assert a["label"] == b["label"]
+            np.testing.assert_allclose([a["score"], *a["segment"]], [b["score"], *b["segment"]], atol=1e-5)
+
+
+def test_oracle_takes_true_boundaries(run: Path) -> None:
+    predictor, dataset = ahlm.load(run), demo_dataset("test")
+    analyses = predictor.analyse_dataset(dataset, progress=False)
+    predictions = predict(predictor, dataset, analyses, oracle=True)
+    assert "oracle" in predictions["ahlm"]["change_point_source"]
+    for i, video in enumerate(dataset.videos):
+        points = predictions["ahlm"]["change_points"][video.id]
+        expected = predictor.spec.edges_s(dataset.n_snippets(i))[true_edges(dataset, i)]
+        np.testing.assert_allclose(points["detected"], expected)
+        assert points["refined"] == points["detected"]
+
+
+def test_wrong_dimension_and_nan_in_a_file(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = ["--output", str(tmp_path / "out.json")]
+    np.save(tmp_path / "wide.npy", np.zeros((5, 65), np.float32))
+    assert main(["--checkpoint", str(run), str(tmp_path / "wide.npy"), *output]) == 3
+    assert "wide.npy: shape: expected [n >= 1, 64], got [5, 65]" in capsys.readouterr().err
+    np.save(tmp_path / "nan.npy", np.full((5, 64), np.nan, np.float32))
+    assert main(["--checkpoint", str(run), str(tmp_path / "nan.npy"), *output]) == 3
+    assert "nan.npy: value [0, 0]: expected a finite number" in capsys.readouterr().err
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_plug_in_takes_anyones_activations(run: Path) -> None:
+    """Table 4: the change-points of this model, the CAS and scores of another."""
+    predictor, dataset = ahlm.load(run), demo_dataset("test")
+    features = dataset.features(0)
+    (analysis,) = predictor.analyse([features])
+    points = np.array([10, 20, 31])
+    cas = np.zeros((len(features), 2))
+    cas[10:20, 1] = 0.9
+    found = localize(
+        cas,
+        [0.1, 0.9],
+        None,
+        points,
+        predictor.spec.edges_s(len(features)),
+        predictor.spec.duration_s(len(features)),
+        config=LocalizationConfig(),
+        refinement=RefinementConfig(enabled=False),
+    )
+    assert found.class_index[0] == 1
+    np.testing.assert_allclose([found.start_s[0], found.end_s[0]], [6.4, 12.8])
+    assert found.foreground_change_points.tolist() == [10, 20]
+    assert len(analysis.change_points) < len(features)
+
+
+def test_real_splits_open(real_data: Path) -> None:
+    for name, classes in (("ucf15", 10), ("hapt", 9)):
+        config = DataConfig(root=str(real_data / name))
+        training = open_dataset(config, "train")
+        testing = open_dataset(config, "test", classes=training.classes)
+        assert len(training.classes) == classes
+        assert training.spec_source == "features.json"
+        assert len(testing) == {"ucf15": 100, "hapt": 64}[name]
+
+
+def test_untrained_predictor_can_be_built_by_hand() -> None:
+    config, dataset = load_recipe("demo"), demo_dataset("train")
+    model = new_model(dataset, config).eval()
+    predictor = Predictor(Checkpoint(model, config, dataset.classes, dataset.spec, 64, 0))
+    assert isinstance(predictor.localize(dataset.features(0)), list)

@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ahlm
+from ahlm.arguments import config_from, config_mapping, config_parser, load_recipe, parse, recipes
+from ahlm.checkpoint import Checkpoint, load_state, load_weights, save_weights
+from ahlm.config import ClassifierConfig, Config, DetectorConfig, OptimConfig
+from ahlm.data.dataset import FeatureDataset, Video
+from ahlm.data.sampling import collate
+from ahlm.data.synthetic import demo_dataset, piecewise_constant, write_demo
+from ahlm.errors import DataError
+from ahlm.evaluation import evaluate
+from ahlm.evaluation.boundaries import change_point_scores
+from ahlm.infer import Predictor, predict
+from ahlm.run_folder import FILES, RunFolder, read_metrics
+from ahlm.timeline import FeatureSpec
+from ahlm.train import Trainer, fit, main, new_model
+
+SHORT = ["--detector_optim.iterations=6", "--classifier_optim.iterations=8"]
+
+
+def short_config(**fields: object) -> Config:
+    config = load_recipe("demo", **fields)
+    return dataclasses.replace(
+        config,
+        detector_optim=dataclasses.replace(config.detector_optim, iterations=6),
+        classifier_optim=dataclasses.replace(config.classifier_optim, iterations=8),
+    )
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+def test_recipes_round_trip() -> None:
+    assert set(recipes()) >= {"thumos14", "activitynet13", "ucf15", "hapt", "demo"}
+    for name in recipes():
+        config = load_recipe(name)
+        assert config_from(json.loads(json.dumps(config_mapping(config)))) == config
+
+
+def test_the_papers_settings() -> None:
+    thumos, activitynet = load_recipe("thumos14"), load_recipe("activitynet13")
+    assert (thumos.classifier_optim.lr, thumos.classifier_optim.weight_decay) == (1e-4, 5e-4)
+    assert (thumos.classifier_optim.batch_size, thumos.classifier.n_snippets) == (16, 750)
+    assert (activitynet.classifier_optim.batch_size, activitynet.classifier.n_snippets) == (64, 150)
+    assert (thumos.detector.width, thumos.detector.state_size, thumos.detector.level1) == (1024, 256, "gru")
+    assert (thumos.detector.alpha, thumos.detector.beta_range) == (0.15, (0.15, 0.9))
+
+
+def test_command_line_overrides_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = config_parser("train", "")
+    config, _ = parse(parser, ["--config", "hapt", "--detector.latent_size", "7", "--seed=3"])
+    assert (config.detector.latent_size, config.detector.look_ahead, config.seed) == (7, 2, 3)
+    with pytest.raises(SystemExit) as wrong:
+        parse(parser, ["--detector.latnt_size", "7"])
+    assert wrong.value.code == 2
+    assert "latnt_size" in capsys.readouterr().err
+
+
+def test_unknown_field_in_a_file_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text("detector: {latnt_size: 3}\n")
+    assert pytest.raises(SystemExit, main, ["--config", str(path)]).value.code == 2
+    assert "latnt_size" in capsys.readouterr().err
+
+
+def test_run_folder_and_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert main([*SHORT, "--output-dir", str(run), "--seed", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "device cpu" in printed
+    assert "0.64 s a snippet" in printed
+    for name in ("config", "environment", "metrics", "weights", "state", "predictions", "evaluation"):
+        assert (run / FILES[name]).is_file(), name
+    assert not list(run.glob(".*")), "temporary files are left"
+    environment = json.loads((run / FILES["environment"]).read_text())
+    assert environment["backends"]["lcs"] == "numba"
+    last = read_metrics(run / FILES["metrics"])[-1]
+    assert last["step"] == 8
+    assert {"loss_efc", "seconds_per_step"} <= last.keys()
+    evaluation = json.loads((run / FILES["evaluation"]).read_text())
+    assert evaluation["checkpoint"] == "last"
+    assert evaluation["counts"]["videos"] == 20
+    predictions = json.loads((run / FILES["predictions"]).read_text())
+    assert {"version", "results", "external_data", "ahlm"} <= predictions.keys()
+    # the file scores as the run said, and the configuration file makes the same run
+    assert evaluate(demo_dataset("test").ground_truth("test"), run / FILES["predictions"]).mAP == evaluation["mAP"]
+    assert parse(config_parser("x", ""), ["--config", str(run / "config.yaml")])[0] == load_weights(run / FILES["weights"]).config
+    # not overwritten unless asked
+    assert main([*SHORT, "--output-dir", str(run)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    before = (run / FILES["evaluation"]).read_text()
+    assert main(["--eval-only", str(run)]) == 0
+    assert (run / FILES["evaluation"]).read_text() == before
+
+
+def test_same_seed_same_weights_other_seed_others() -> None:
+    dataset = demo_dataset("train")
+    runs = []
+    for seed in (0, 0, 1):
+        config = short_config(seed=seed)
+        trainer = Trainer(new_model(dataset, config), dataset, config)
+        for _ in range(3):
+            trainer.train_step()
+        runs.append(weights(trainer))
+    assert all(torch.equal(a, b) for a, b in zip(runs[0].values(), runs[1].values(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(runs[0].values(), runs[2].values(), strict=True))
+
+
+@pytest.mark.parametrize("stop_at", [1, 4, 7])
+def test_resume_gives_the_weights_of_an_uninterrupted_run(tmp_path: Path, stop_at: int) -> None:
+    dataset, config = demo_dataset("train"), short_config()
+    whole = Trainer(new_model(dataset, config), dataset, config)
+    fit(whole, RunFolder.create(tmp_path / "whole", "", False), progress=False)
+
+    folder = RunFolder.create(tmp_path / "parts", "", False)
+    first = Trainer(new_model(dataset, config), dataset, config)
+    for _ in range(stop_at):
+        first.train_step()
+    first.total_steps = stop_at  # ends here: fit only saves
+    fit(first, folder, progress=False)
+    second = Trainer(new_model(dataset, config), dataset, config)
+    state = load_state(folder.state)
+    second.model.load_state_dict(state["weights"])
+    second.restore(state)
+    fit(second, folder, progress=False)
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(second)[name]), name
+
+
+def test_interrupted_run_keeps_its_state_and_exits_130(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "ahlm.train", "--output-dir", str(run), "--classifier_optim.iterations=100000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while not (run / FILES["metrics"]).exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "--resume" in errors
+    assert load_state(run / FILES["state"])["step"] == load_weights(run / FILES["weights"]).step >= 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data.root", "nowhere"], "nowhere: folder: expected a data set, got no such folder"),
+        (["--resume", "nowhere"], "no such file"),
+    ],
+)
+def test_missing_data_is_one_line_and_exit_3(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 3
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_cuda_absent_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--device", "cuda", "--output-dir", str(tmp_path / "run")]) == 3
+    assert "CUDA" in capsys.readouterr().err
+
+
+def test_truncated_checkpoint_is_refused(tmp_path: Path) -> None:
+    config = short_config()
+    model = new_model(demo_dataset("train"), config)
+    path = tmp_path / "model.safetensors"
+    save_weights(path, Checkpoint(model, config, ("a", "b", "c", "d"), FeatureSpec(), 64, 0))
+    assert load_weights(path).classes == ("a", "b", "c", "d")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"model\.safetensors: checkpoint"):
+        load_weights(path)
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"model\.safetensors: checkpoint"):
+        load_weights(path)
+
+
+def test_diverging_loss_stops_with_its_values() -> None:
+    dataset = demo_dataset("train")
+    config = short_config()
+    trainer = Trainer(new_model(dataset, config), dataset, config)
+    with torch.no_grad():
+        trainer.model.classifier.classifier.bias.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="loss at step 0"):
+        trainer.train_step()
+
+
+def test_data_on_disk_trains_like_the_demo_in_memory(tmp_path: Path) -> None:
+    write_demo(tmp_path / "data")
+    memory, disk = tmp_path / "memory", tmp_path / "disk"
+    assert main([*SHORT, "--output-dir", str(memory)]) == 0
+    assert main([*SHORT, "--config", "demo", "--data.root", str(tmp_path / "data"), "--output-dir", str(disk)]) == 0
+    results = [json.loads((run / FILES["predictions"]).read_text())["results"] for run in (memory, disk)]
+    assert results[0] == results[1]
+
+
+def test_runs_from_an_unrelated_folder(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-m", "ahlm.train", *SHORT]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "demo" / "eval.json").is_file()
+
+
+def trained(dataset: FeatureDataset, config: Config) -> Predictor:
+    trainer = Trainer(new_model(dataset, config), dataset, config)
+    while trainer.step < trainer.total_steps:
+        trainer.train_step()
+    checkpoint = Checkpoint(trainer.model.eval(), config, dataset.classes, dataset.spec, dataset.feature_dim, trainer.step)
+    return Predictor(checkpoint)
+
+
+def detector_config(**fields: object) -> Config:
+    """Only the detector trains."""
+    return Config(
+        detector=DetectorConfig(width=256, state_size=128, latent_size=16, level1="simple", crop=40, **fields),  # type: ignore[arg-type]
+        detector_optim=OptimConfig(300, 24, lr=2e-3, weight_decay=1e-5, warmup=50, decay_at=0.6, clip_norm=50),
+        classifier=ClassifierConfig(width=4, n_snippets=8),
+        classifier_optim=OptimConfig(iterations=0),
+    )
+
+
+@pytest.mark.parametrize("change_prior", ["state", "constant"])
+def test_detector_finds_the_switches_of_piecewise_constant_sequences(change_prior: str) -> None:
+    training, _ = piecewise_constant(60, seed=0)
+    sequences, switches = piecewise_constant(20, seed=1)
+    videos = [Video(str(i), sequence, ("any",)) for i, sequence in enumerate(training)]
+    dataset = FeatureDataset(videos, ("any",), FeatureSpec())
+    model = trained(dataset, detector_config(change_prior=change_prior)).model
+    batch, lengths = collate(sequences)
+    with torch.inference_mode():
+        found = model.change_points(batch, lengths).change_points.numpy()
+    detected = [np.flatnonzero(row) for row in found]
+    scores = change_point_scores(detected, switches, lengths.tolist(), tolerance=1)
+    assert scores.f1 >= 0.8, scores
+    assert scores.rate <= 2 * scores.true_rate, scores
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
+def test_demo_learns_to_localise(seed: int) -> None:
+    config = load_recipe("demo", seed=seed)
+    training, testing = demo_dataset("train"), demo_dataset("test")
+    untrained = Predictor(Checkpoint(new_model(training, config).eval(), config, training.classes, training.spec, 64, 0))
+    averages = []
+    for predictor in (untrained, trained(training, config)):
+        result = evaluate(testing.ground_truth("test"), predict(predictor, testing), "thumos14")
+        averages.append(100 * result.average["0.1:0.7"])
+    assert averages[1] >= 60, averages
+    assert averages[1] >= averages[0] + 30, averages
+
+
+def test_load_is_public() -> None:
+    assert ahlm.load is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = ahlm.nothing  # type: ignore[attr-defined]
