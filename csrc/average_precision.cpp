@@ -116,7 +116,8 @@ void evaluate_class(const GroundTruth& truth, const Predictions& predictions, co
     for (std::size_t i = 0; i < n_visits; ++i) true_positives += correct[i];
     // recall rises only at correct predictions; precision is interpolated from the right
     const auto n_terms = static_cast<std::size_t>(true_positives);
-    s.terms.resize(n_terms);
+    // a last rise to full recall at precision 0 counts as a term in NumPy's order of summation
+    s.terms.assign(n_terms + (n_terms < n_truth), 0.0);
     double precision = 0.0;
     std::size_t term = n_terms;
     for (std::size_t i = n_visits; i-- > 0;) {
@@ -125,7 +126,7 @@ void evaluate_class(const GroundTruth& truth, const Predictions& predictions, co
       s.terms[--term] = (true_positives / n_positive - (true_positives - 1.0) / n_positive) * precision;
       true_positives -= 1.0;
     }
-    ap[k * n_classes + class_index] = pairwise_sum(s.terms.data(), n_terms);
+    ap[k * n_classes + class_index] = pairwise_sum(s.terms.data(), s.terms.size());
   }
   for (std::size_t g = 0; g < n_truth; ++g) {
     s.first[truth.video[truth_of_class[g]]] = -1;

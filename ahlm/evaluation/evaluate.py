@@ -141,7 +141,7 @@ def evaluate(
 def _in_snippets(instances: Instances, snippet_s: float, rounded: bool) -> Instances:
     start, end = instances.start / snippet_s, instances.end / snippet_s
     if rounded:
-        start, end = np.trunc(start), np.trunc(end)
+        start, end = np.round(start), np.round(end)
     return instances._replace(start=start, end=end)
 
 

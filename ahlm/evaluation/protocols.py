@@ -22,7 +22,7 @@ class Protocol:
         averages: named ranges of thresholds whose mean is reported, as `0.1:0.7`.
         subset: of the ground truth.
         snippet_s: none: segments are compared in seconds; else the seconds of a snippet, to which ground truth is
-            rounded down, as the W-TALC line of work does.
+            rounded, as the W-TALC line of work does.
         drop_short: with `snippet_s`: predictions of at most one snippet are left out.
     """
 
