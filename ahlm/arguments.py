@@ -44,14 +44,18 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> tuple[Config, Namespac
 
     Without `--config` the recipe is `demo`, or, with `--data.root`, the paper's (`thumos14`).
     """
-    argv = list(argv)
-    for i, word in enumerate(argv[:-1]):
+    # the recipe goes first, so that overrides hold wherever they stand
+    words, recipe, rest = iter(argv), None, []
+    for word in words:
         if word == "--config":
-            argv[i + 1] = recipe_path(argv[i + 1])
-    argv = [f"--config={recipe_path(word[9:])}" if word.startswith("--config=") else word for word in argv]
-    if not any(word.split("=")[0] == "--config" for word in argv):
-        has_data = any(word.split("=")[0] == "--data.root" for word in argv)
-        argv = ["--config", recipe_path(DATA_RECIPE if has_data else DEMO_RECIPE), *argv]
+            recipe = next(words, "")
+        elif word.startswith("--config="):
+            recipe = word.removeprefix("--config=")
+        else:
+            rest.append(word)
+    if recipe is None:
+        recipe = DATA_RECIPE if any(word.split("=")[0] == "--data.root" for word in rest) else DEMO_RECIPE
+    argv = [f"--config={recipe_path(recipe)}", *rest]
     namespace = parser.parse_args(argv)
     own = Namespace(**{name: namespace[name] for name in vars(namespace) if name not in (*_FIELDS, "config")})
     return _instantiate(parser, {name: namespace[name] for name in _FIELDS}), own

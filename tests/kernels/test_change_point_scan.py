@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ahlm.kernels.change_point_scan import ScanOutput, ScanRules, ScanStreams, ScanWeights, change_point_scan
+from ahlm.kernels.gaussian import Gaussian, fuse, kl, split
+
+READINGS = [
+    ScanRules(static_belief=belief, change_prior=prior, evidence=evidence, belief_weight=0.6, evidence_weight=0.4)
+    for belief, prior, evidence in itertools.product(("held", "prior"), ("state", "constant", "full"), ("start", "transition"))
+]
+LITERAL = ScanRules(static_belief="prior", change_prior="full", evidence="transition", belief_weight=0.0, evidence_weight=1.0)
+NAMES = ["-".join(map(str, rules[:3])) for rules in READINGS]
+
+
+def case(rules: ScanRules, batch: int = 3, n: int = 12, z: int = 4, h: int = 6, seed: int = 0, dtype: Any = torch.float64) -> dict[str, Any]:
+    """Random inputs; streams and weights are those the rules need."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int, scale: float = 1.0) -> Tensor:
+        return (scale * torch.randn(*shape, generator=generator, dtype=dtype)).requires_grad_()
+
+    needs_prior = rules.static_belief == "prior" or rules.change_prior == "full"
+    streams = ScanStreams(
+        draw(batch, n, 2 * z),
+        draw(batch, n, 2 * z) if needs_prior else None,
+        draw(batch, n, 2 * z) if rules.evidence == "transition" else None,
+    )
+    weights = ScanWeights(
+        draw(3 * h, z, scale=0.4),
+        draw(3 * h, h, scale=0.4),
+        draw(3 * h, scale=0.1),
+        draw(3 * h, scale=0.1),
+        draw(2 * z, h, scale=0.4) if needs_prior or rules.change_prior == "state" else None,
+        draw(2 * z) if rules.change_prior != "full" else None,
+        draw(2 * z, h, scale=0.4) if rules.evidence == "transition" else None,
+        draw(h),
+    )
+    noise = torch.randn(batch, n, z, generator=generator, dtype=dtype)
+    return {"streams": streams, "weights": weights, "rules": rules, "noise": noise}
+
+
+def float_sum(output: ScanOutput) -> Tensor:
+    generator = torch.Generator().manual_seed(9)
+    parts = [value * torch.rand(value.shape, generator=generator, dtype=value.dtype) for value in output[1:]]
+    return torch.stack([part.sum() for part in parts]).sum()
+
+
+def test_kl_against_torch_and_near_equality() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, p = (Gaussian(torch.randn(50, 3, generator=generator), torch.randn(50, 3, generator=generator)) for _ in range(2))
+    normals = [torch.distributions.Normal(g.mean, g.log_std.exp()) for g in (q, p)]
+    torch.testing.assert_close(kl(q, p), torch.distributions.kl_divergence(*normals).sum(-1), rtol=1e-4, atol=1e-5)
+    # a float32 textbook form would lose all digits here
+    close = Gaussian(torch.tensor([1e-4]), torch.tensor([1e-4]))
+    assert kl(close, Gaussian(torch.zeros(1), torch.zeros(1))).item() == pytest.approx(1e-8 + 5e-9, rel=1e-3)
+
+
+def test_filter_moves_a_part_of_the_way() -> None:
+    belief, evidence = (Gaussian(torch.tensor([m]), torch.tensor([0.0])) for m in (0.0, 1.0))
+    q = fuse(belief, evidence, 0.7, 0.3)
+    assert q.mean.item() == pytest.approx(0.3)
+    assert q.log_std.item() == pytest.approx(0.0, abs=1e-6)
+    literal = fuse(belief, evidence, 0.0, 1.0)
+    assert (literal.mean.item(), literal.log_std.item()) == (1.0, 0.0)
+
+
+def test_heads_are_clamped() -> None:
+    assert split(torch.tensor([0.0, 99.0])).log_std.item() == 2
+    assert split(torch.tensor([0.0, -99.0])).log_std.item() == -5
+
+
+@pytest.mark.parametrize("rules", READINGS, ids=NAMES)
+def test_gradients_reach_what_the_reading_uses(rules: ScanRules) -> None:
+    inputs = case(rules)
+    forced = torch.rand(3, 12, generator=torch.Generator().manual_seed(2)) < 0.3
+    output = change_point_scan(**inputs, forced_changes=forced, lengths=torch.tensor([12, 5, 1]))
+    float_sum(output).backward()
+    for group in (inputs["streams"], inputs["weights"]):
+        for name, value in group._asdict().items():
+            if value is not None and not (name.startswith("gru") and rules[:3] == ("held", "constant", "start")):
+                assert value.grad is not None, name
+                assert value.grad.abs().sum() > 0, name
+
+
+def test_gradients_against_finite_differences() -> None:
+    """With the change-points forced, no threshold stands between the inputs and the outputs."""
+    forced = torch.tensor([[False, False, True, False, True]])
+    for rules in (ScanRules(), LITERAL):
+        inputs = case(rules, batch=1, n=5, z=2, h=3)
+        tensors = [t for group in (inputs["streams"], inputs["weights"]) for t in group if t is not None]
+
+        def run(*values: Tensor, rules: ScanRules = rules, inputs: dict[str, Any] = inputs) -> tuple[Tensor, ...]:
+            rest = iter(values)
+            streams = ScanStreams(*(None if t is None else next(rest) for t in inputs["streams"]))
+            weights = ScanWeights(*(None if t is None else next(rest) for t in inputs["weights"]))
+            return tuple(change_point_scan(streams, weights, rules, noise=inputs["noise"], forced_changes=forced)[1:])
+
+        assert torch.autograd.gradcheck(run, tensors)
+
+
+@pytest.mark.parametrize("rules", [*READINGS, LITERAL], ids=[*NAMES, "literal"])
+def test_padding_is_never_read(rules: ScanRules) -> None:
+    inputs = case(rules)
+    lengths = torch.tensor([12, 5, 1])
+    streams = ScanStreams(*(None if s is None else s.detach().clone() for s in inputs["streams"]))
+    noise = inputs["noise"].clone()
+    for row, length in enumerate(lengths.tolist()):
+        for tensor in (*streams, noise):
+            if tensor is not None:
+                tensor[row, length:] = torch.nan
+    streams = ScanStreams(*(None if s is None else s.requires_grad_() for s in streams))
+    output = change_point_scan(streams, inputs["weights"], rules, noise=noise, lengths=lengths)
+    float_sum(output).backward()
+    for row, length in enumerate(lengths.tolist()):
+        own = ScanStreams(*(None if s is None else s[row : row + 1, :length] for s in inputs["streams"]))
+        alone = change_point_scan(own, inputs["weights"], rules, noise=inputs["noise"][row : row + 1, :length])
+        for name, value in output._asdict().items():
+            torch.testing.assert_close(value[row, :length], getattr(alone, name)[0], msg=name)
+            assert not value[row, length:].any(), name
+    for stream in streams:
+        if stream is not None:
+            assert torch.isfinite(stream.grad).all()
+
+
+def test_equations_by_hand() -> None:
+    """Two steps of the filtered reading with a constant change prior, written out."""
+    rules = ScanRules(change_prior="constant")
+    start = torch.tensor([[[0.0, 0.0], [0.1, 0.0], [5.0, 0.0]]], dtype=torch.float64)  # Z = 1: mean, log std
+    inputs = case(rules, batch=1, n=3, z=1, h=2)
+    weights = inputs["weights"]._replace(prior_bias=torch.tensor([0.0, 1.0], dtype=torch.float64))
+    output = change_point_scan(ScanStreams(start), weights, rules)
+
+    def gauss_kl(mq: float, vq: float, mp: float, vp: float) -> float:
+        return 0.5 * (torch.log(torch.tensor(vp / vq)).item() + (vq + (mq - mp) ** 2) / vp - 1)
+
+    broad = torch.tensor(2.0, dtype=torch.float64).exp().item()
+    # all evidence has variance 1, so the filter keeps it: the mean moves by 0.3 of the way
+    static_1, change_1 = gauss_kl(0.03, 1, 0, 1), gauss_kl(0.03, 1, 0, broad)
+    m2 = 0.7 * 0.03 + 0.3 * 5
+    static_2, change_2 = gauss_kl(m2, 1, 0.03, 1), gauss_kl(m2, 1, 0, broad)
+    assert static_1 <= 0.5 * change_1
+    assert static_2 > 0.35 * change_2  # eq. 8 lowered beta from 0.5 to 0.35
+    torch.testing.assert_close(output.kl_static[0], torch.tensor([0, static_1, static_2], dtype=torch.float64))
+    torch.testing.assert_close(output.kl_change[0], torch.tensor([0, change_1, change_2], dtype=torch.float64))
+    assert output.change_points[0].tolist() == [False, False, True]
+    charged = [gauss_kl(0, 1, 0, 1), static_1, gauss_kl(5, 1, 0, broad)]  # a reset draws from r and pays for r
+    torch.testing.assert_close(output.kl_charged[0], torch.tensor(charged, dtype=torch.float64))
+    torch.testing.assert_close(output.belief_mean[0, :, 0], torch.tensor([0, 0.03, 5], dtype=torch.float64))
+
+
+def ratio_streams(levels: list[float]) -> tuple[ScanStreams, ScanWeights]:
+    start = torch.tensor([[[level, 0.0] for level in levels]], dtype=torch.float64)
+    inputs = case(ScanRules(change_prior="constant"), batch=1, n=len(levels), z=1, h=2)
+    return ScanStreams(start), inputs["weights"]._replace(prior_bias=torch.tensor([0.0, 1.0], dtype=torch.float64))
+
+
+def test_refractory_waits_and_holds_beta() -> None:
+    streams, weights = ratio_streams([0, 8, -8, 8, -8, 8])
+    rules = ScanRules(change_prior="constant", alpha=0.0, beta0=0.15)
+    eager = change_point_scan(streams, weights, rules).change_points[0]
+    assert eager.tolist() == [False, True, True, True, True, True]
+    patient = change_point_scan(streams, weights, rules._replace(refractory=1)).change_points[0]
+    assert patient.tolist() == [False, True, False, True, False, True]
+
+
+def test_alpha_down_and_the_clip() -> None:
+    """Equal snippets never fire; beta falls to the lower clip and no further, whatever the step."""
+    streams, weights = ratio_streams([0.0] * 20 + [2.0])
+    for alpha_down, lower, fires in ((None, 0.15, True), (None, 0.6, False), (0.001, 0.15, False)):
+        rules = ScanRules(change_prior="constant", alpha_down=alpha_down, beta0=0.9, beta_range=(lower, 0.9))
+        output = change_point_scan(streams, weights, rules)
+        ratio = (output.kl_static[0, -1] / output.kl_change[0, -1]).item()
+        assert 0.15 < ratio < 0.6
+        assert output.change_points[0, -1].item() is fires
+
+
+def test_reset_off_keeps_the_state() -> None:
+    inputs = case(ScanRules(), n=6)
+    forced = torch.zeros(3, 6, dtype=torch.bool)
+    forced[:, 3] = True
+    on = change_point_scan(**inputs, forced_changes=forced)
+    off = change_point_scan(**inputs | {"rules": ScanRules(reset=False)}, forced_changes=forced)
+    d0 = inputs["weights"].initial_state.expand(3, -1)
+    torch.testing.assert_close(on.state[:, 3], d0)
+    assert not torch.allclose(off.state[:, 3], d0)
+    torch.testing.assert_close(on.kl_static[:, :4], off.kl_static[:, :4])
+
+
+def test_forced_changes_ignore_column_0_and_the_test() -> None:
+    inputs = case(ScanRules(refractory=5), n=7)
+    forced = torch.ones(3, 7, dtype=torch.bool)
+    output = change_point_scan(**inputs, forced_changes=forced, lengths=torch.tensor([7, 3, 1]))
+    assert output.change_points.sum(1).tolist() == [6, 2, 0]
+    assert not output.change_points[:, 0].any()
+    assert (output.kl_static[0, 1:] > 0).all()
+
+
+def test_no_noise_draws_the_mean() -> None:
+    inputs = case(ScanRules()) | {"noise": None}
+    output = change_point_scan(**inputs)
+    torch.testing.assert_close(output.latent, output.belief_mean)
+
+
+def test_one_snippet() -> None:
+    output = change_point_scan(**case(ScanRules(), n=1))
+    assert output.change_points.shape == (3, 1)
+    assert not output.change_points.any()
+    assert (output.kl_charged > 0).all()
+
+
+def test_extreme_inputs_stay_finite() -> None:
+    inputs = case(ScanRules(), dtype=torch.float32)
+    streams = ScanStreams(inputs["streams"].start * 1e4)
+    output = change_point_scan(streams, inputs["weights"], ScanRules(), noise=inputs["noise"])
+    assert all(torch.isfinite(value).all() for value in output[1:])
+
+
+def test_literal_reading_fires_often_where_the_filtered_one_is_quiet() -> None:
+    """Constant input under noise: the filter shrinks D_static, the literal posterior follows every snippet."""
+    generator = torch.Generator().manual_seed(3)
+    start = torch.cat([torch.randn(4, 200, 4, generator=generator), torch.zeros(4, 200, 4)], dim=-1).double()
+    inputs = case(ScanRules(change_prior="constant"), batch=4, n=200, z=4)
+    weights = inputs["weights"]._replace(prior_bias=torch.tensor([0.0] * 4 + [1.0] * 4, dtype=torch.float64))
+    filtered = ScanRules(change_prior="constant", belief_weight=0.8, evidence_weight=0.2)
+    rates = [
+        change_point_scan(ScanStreams(start), weights, rules).change_points.double().mean().item()
+        for rules in (filtered, filtered._replace(belief_weight=0.0, evidence_weight=1.0))
+    ]
+    assert rates[0] < 0.2 < rates[1], rates
