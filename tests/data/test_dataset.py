@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ahlm.config import DataConfig
+from ahlm.data.annotations import read_annotations
+from ahlm.data.dataset import FeatureDataset, Video, open_dataset
+from ahlm.data.feature_store import load_features
+from ahlm.data.sampling import collate, crop_start, sample_snippets_test, sample_snippets_train
+from ahlm.data.synthetic import demo_dataset, piecewise_constant, write_demo
+from ahlm.errors import DataError
+from ahlm.timeline import FeatureSpec
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two training videos and one test video in ACM-Net's layout."""
+    database = {}
+    for name, split, label in (("a", "train", "run"), ("b", "train", "jump"), ("c", "test", "run")):
+        (tmp_path / split).mkdir(exist_ok=True)
+        np.save(tmp_path / split / f"{name}.npy", np.ones((10, 4), np.float16))
+        annotations = [{"label": label, "segment": [0.64, 3.2]}]
+        database[name] = {"subset": split, "duration": 6.4, "annotations": annotations}
+    (tmp_path / "gt.json").write_text(json.dumps({"database": database}))
+    (tmp_path / "split_train.txt").write_text("a\nb\n\n")
+    (tmp_path / "split_test.txt").write_text("c\n")
+    return tmp_path
+
+
+def edit(root: Path, video: str, **fields: Any) -> None:
+    content = json.loads((root / "gt.json").read_text())
+    content["database"][video] |= fields
+    (root / "gt.json").write_text(json.dumps(content))
+
+
+def test_layout_classes_and_timeline(root: Path) -> None:
+    dataset = open_dataset(DataConfig(root=str(root), fps=30, stride=15, window=15), "train")
+    assert dataset.classes == ("jump", "run")
+    assert dataset.feature_dim == 4
+    assert (dataset.spec, dataset.spec_source) == (FeatureSpec(30, 15, 15), "recipe")
+    np.testing.assert_array_equal(dataset.label_matrix(), [[0, 1], [1, 0]])
+    assert dataset.features(0).dtype == np.float32
+    (root / "features.json").write_text('{"fps": 25, "stride": 16, "window": 32, "feature_dim": 4}')
+    dataset = open_dataset(DataConfig(root=str(root)), "train")
+    assert (dataset.spec, dataset.spec_source) == (FeatureSpec(25, 16, 32), "features.json")
+
+
+def fails(root: Path, message: str, split: str = "train", **config: Any) -> None:
+    with pytest.raises(DataError, match=message) as error:
+        dataset = open_dataset(DataConfig(root=str(root), **config), split, classes=None if split == "train" else ("jump", "run"))
+        for i in range(len(dataset)):
+            dataset.features(i)
+        assert dataset.feature_dim
+    assert "\n" not in str(error.value)
+
+
+def test_missing_pieces(root: Path) -> None:
+    fails(root / "no", "folder: expected a data set, got no such folder")
+    (root / "train" / "a.npy").unlink()
+    fails(root, "feature files: expected 2 videos of split_train.txt, got 1 missing: a")
+    skipping = open_dataset(DataConfig(root=str(root), missing="skip"), "train")
+    assert ([video.id for video in skipping.videos], skipping.missing) == (["b"], ("a",))
+    (root / "train" / "b.npy").unlink()
+    fails(root, "videos: expected at least one video with features, got none", missing="skip")
+    (root / "split_train.txt").write_text("\n")
+    fails(root, "expected at least one video with features, got none")
+    (root / "split_train.txt").unlink()
+    fails(root, r"split_train\.txt: file: expected a list of video names")
+    (root / "gt.json").unlink()
+    fails(root, r"gt\.json: file: expected a JSON file, got no such file")
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.ones((4, 10), np.float32), r"a\.npy: shape: expected \[n >= 1, 4\], got \[4, 10\] \(looks transposed"),
+        (np.ones((10, 5), np.float32), r"a\.npy: shape: expected \[n >= 1, 4\], got \[10, 5\]"),
+        (np.ones((0, 4), np.float32), r"a\.npy: shape: expected \[n >= 1, 4\], got \[0, 4\]"),
+        (np.ones(4, np.float32), r"a\.npy: shape: expected \[n >= 1, 4\], got \[4\]"),
+        (np.array([["x"]]), r"a\.npy: dtype: expected numbers, got <U1"),
+        (np.array([[None]]), r"a\.npy: file: expected a complete \.npy array of numbers"),
+        (np.full((10, 4), np.nan, np.float16), r"a\.npy: value \[0, 0\]: expected a finite number, got nan"),
+        (np.full((10, 4), np.inf, np.float32), r"a\.npy: value \[0, 0\]: expected a finite number, got inf"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_wrong_arrays(root: Path, array: np.ndarray, message: str) -> None:
+    (root / "features.json").write_text('{"fps": 25, "stride": 16, "window": 16, "feature_dim": 4}')
+    np.save(root / "train" / "a.npy", array)
+    fails(root, message)
+
+
+def test_truncated_file(root: Path) -> None:
+    path = root / "train" / "a.npy"
+    path.write_bytes(path.read_bytes()[:-5])
+    fails(root, r"a\.npy: file: expected a complete \.npy array")
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"a\.npy: file"):
+        load_features(path)
+
+
+def test_unknown_and_absent_labels(root: Path) -> None:
+    edit(root, "c", annotations=[{"label": "swim", "segment": [0, 1]}])
+    fails(root, r"database\.c: expected labels among 2 known classes, got swim", "test")
+    edit(root, "a", annotations=[])
+    fails(root, r"database\.a: expected at least one label, got none")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"annotations": [{"segment": [0, 1]}]}, r"database\.a\.annotations\[0\]\.label: expected a string"),
+        ({"annotations": [{"label": "run", "segment": [0]}]}, r"annotations\[0\]\.segment: expected \[start, end\]"),
+        ({"annotations": [{"label": "run", "segment": ["x", 1]}]}, r"segment: expected a number of seconds, got 'x'"),
+        ({"duration": -1}, r"database\.a\.duration: expected a positive number"),
+        ({"annotations": 3}, r"database\.a: expected an object with a list"),
+    ],
+)
+def test_malformed_annotations(root: Path, fields: dict[str, Any], message: str) -> None:
+    edit(root, "a", **fields)
+    fails(root, message)
+
+
+def test_wrong_features_json(root: Path) -> None:
+    for content, message in (('{"fps": 0}', "fps: expected a positive number, got 0"), ("{", "expected valid JSON")):
+        (root / "features.json").write_text(content)
+        fails(root, message)
+
+
+def test_segments_beyond_the_end_are_cut_and_said(root: Path) -> None:
+    edit(root, "a", annotations=[{"label": "run", "segment": [1, 99]}])
+    dataset = open_dataset(DataConfig(root=str(root)), "train")
+    assert dataset.videos[0].segments[0].end_s == 6.4
+    assert dataset.notes == (f"{root / 'gt.json'}: 1 segments end after their video and were cut there",)
+
+
+def test_strings_without_durations(root: Path) -> None:
+    edit(root, "a", annotations=[{"label": "run", "segment": ["1.5", "2"]}], duration=None)
+    video = open_dataset(DataConfig(root=str(root)), "train").videos[0]
+    assert video.segments[0][:2] == (1.5, 2.0)
+    assert video.duration_s is None
+
+
+def test_real_annotation_files(real_data: Path) -> None:
+    counts = {}
+    for videos in (210, 212):
+        annotations = read_annotations(real_data / "thumos14" / f"gt_{videos}_videos.json")
+        test = [annotation for annotation in annotations.values() if annotation.subset == "test"]
+        counts[videos] = (len(test), sum(len(annotation.segments) for annotation in test))
+    assert counts == {210: (210, 3311), 212: (212, 3358)}
+    test = [a for a in read_annotations(real_data / "thumos14" / "gt_212_videos.json").values() if a.subset == "test"]
+    late = sum(s.end_s > a.duration_s for a in test for s in a.segments if a.duration_s is not None)
+    assert late == 62
+
+
+def test_csv_of_tags(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("video,label,start,end\na,run,,\na,jump,1,2.5\nb,run,,\n")
+    annotations = read_annotations(path)
+    assert annotations["a"].labels == ("jump", "run")
+    assert annotations["a"].segments == ((1.0, 2.5, "jump"),)
+    assert annotations["b"].segments == ()
+    path.write_text("name,tag\na,run\n")
+    with pytest.raises(DataError, match="header: expected the columns video,label"):
+        read_annotations(path)
+
+
+def test_validation_split_is_the_end_of_the_list() -> None:
+    training, validation = demo_dataset("train").split_validation(0.25)
+    assert [video.id for video in validation.videos] == [f"train_{i:03d}" for i in range(30, 40)]
+    assert len(training) == 30
+    with pytest.raises(ValueError, match="both sides"):
+        demo_dataset("train").split_validation(1.0)
+
+
+def test_files_need_distinct_names(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="file name: expected one file a video"):
+        FeatureDataset.from_files([tmp_path / "x" / "a.npy", tmp_path / "y" / "a.npy"], ("run",), FeatureSpec(), 4)
+
+
+def test_large_splits_are_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ahlm.data.dataset.MEMORY_BUDGET", 0)
+    array = np.ones((3, 4), np.float32)
+    dataset = FeatureDataset([Video("a", array)], ("run",), FeatureSpec())
+    assert dataset.features(0) is not dataset.features(0)
+    assert dataset.n_snippets(0) == 3
+
+
+@pytest.mark.parametrize("n", [1, 2, 9, 10, 11, 1000])
+def test_sampling(n: int) -> None:
+    rng = np.random.default_rng(0)
+    index = sample_snippets_train(n, 10, rng)
+    assert len(index) == 10
+    assert (np.diff(index) >= 0).all()
+    assert 0 <= index[0] <= index[-1] < n
+    if n >= 10:  # one from each stratum
+        np.testing.assert_array_equal(np.floor((index + 1e-9) * 10 / n) <= np.arange(10), True)
+        assert (np.diff(index) > 0).all() or n == 10
+    test = sample_snippets_test(n, 10)
+    np.testing.assert_array_equal(test, np.arange(n) if n <= 10 else np.floor(np.arange(10) * n / 10))
+
+
+def test_crops_cover_the_video() -> None:
+    rng = np.random.default_rng(0)
+    starts = {crop_start(12, 10, rng) for _ in range(100)}
+    assert starts == {0, 1, 2}
+    assert crop_start(5, 10, rng) == 0
+
+
+def test_collate_pads_with_zeros() -> None:
+    batch, lengths = collate([np.ones((2, 3), np.float32), np.ones((4, 3), np.float32)])
+    assert batch.shape == (2, 4, 3)
+    assert lengths.tolist() == [2, 4]
+    assert batch[0, 2:].abs().sum() == 0
+
+
+def test_timeline() -> None:
+    spec = FeatureSpec(25, 16, 16)
+    np.testing.assert_allclose(spec.edges_s(3), [0, 0.64, 1.28, 1.92])
+    np.testing.assert_allclose(spec.edge_position(spec.edges_s(5)), np.arange(6))
+    assert spec.duration_s(3) == pytest.approx(1.92)
+    overlapping = FeatureSpec(25, 4, 16)
+    # snippet 0 is centred on frame 8, snippet 1 on frame 12: the edge between them is frame 10
+    np.testing.assert_allclose(overlapping.edges_s(2)[1], 10 / 25)
+    with pytest.raises(ValueError, match="fps must be a positive number"):
+        FeatureSpec(fps=0)
+
+
+def test_demo_is_frozen_and_written_as_it_is(tmp_path: Path) -> None:
+    write_demo(tmp_path)
+    for split, size in (("train", 40), ("test", 20)):
+        memory, disk = demo_dataset(split), open_dataset(DataConfig(root=str(tmp_path)), split)
+        assert len(memory) == len(disk) == size
+        assert memory.classes == disk.classes
+        for i in range(size):
+            np.testing.assert_array_equal(memory.features(i), disk.features(i))
+            assert memory.videos[i].labels == disk.videos[i].labels
+    # RandomState's streams are frozen: these figures hold on every machine
+    assert demo_dataset("train").n_snippets(0) == 172
+    assert float(demo_dataset("test").features(3)[5, 6]) == pytest.approx(0.65380859375, abs=1e-6)
+
+
+
+
+
+def test_piecewise_constant_switches_where_it_says() -> None:
+    sequences, edges = piecewise_constant(3, seed=4, noise=0.0, drift=0.0)
+    for sequence, switches in zip(sequences, edges, strict=True):
+        jumps = np.flatnonzero(np.abs(np.diff(sequence, axis=0)).sum(1)) + 1
+        np.testing.assert_array_equal(jumps, switches)
+        assert (np.diff(switches) >= 4).all()
