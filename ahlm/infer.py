@@ -17,7 +17,6 @@ from tqdm import tqdm
 from ahlm.checkpoint import Checkpoint, load_weights
 from ahlm.config import Config
 from ahlm.data.dataset import FeatureDataset, open_dataset
-from ahlm.data.feature_store import load_features
 from ahlm.data.sampling import collate, sample_snippets_test
 from ahlm.errors import DataError
 from ahlm.evaluation.predictions import write_predictions
@@ -68,9 +67,7 @@ class Predictor:
         self.device = torch.device(device)
         self.model = checkpoint.model.to(self.device).eval()
 
-    def localize(
-        self, features: NDArray[Any], duration_s: float | None = None, **localization: Any
-    ) -> list[Detection]:
+    def localize(self, features: NDArray[Any], duration_s: float | None = None, **localization: Any) -> list[Detection]:
         """Detections of one video, best first.
 
         Args:
@@ -89,7 +86,9 @@ class Predictor:
         features = features.astype(np.float32, copy=False)
         analysis = self.analyse([features])[0]
         settings = dataclasses.replace(self.config.localization, **localization)
-        found = self.localize_analysis(features, analysis, duration_s, dataclasses.replace(self.config, localization=settings))
+        found = self.localize_analysis(
+            features, analysis, duration_s, dataclasses.replace(self.config, localization=settings)
+        )
         return self.detections(found)
 
     def detections(self, found: Localization) -> list[Detection]:
@@ -173,7 +172,7 @@ def at_every_snippet(values: NDArray[np.float32], index: NDArray[np.int64], n: i
     right = np.searchsorted(index, np.arange(n), side="right").clip(1, len(index) - 1)
     left = right - 1
     share = ((np.arange(n) - index[left]) / (index[right] - index[left])).clip(0, 1)[:, None].astype(np.float32)
-    return values[left] * (1 - share) + values[right] * share
+    return np.asarray(values[left] * (1 - share) + values[right] * share)
 
 
 def length_batches(lengths: Sequence[int]) -> Iterator[list[int]]:
@@ -188,7 +187,11 @@ def length_batches(lengths: Sequence[int]) -> Iterator[list[int]]:
 def true_edges(dataset: FeatureDataset, i: int) -> NDArray[np.int64]:
     """True boundaries of video i, rounded to the edges between snippets: the oracle's change-points."""
     bounds = [time for segment in dataset.videos[i].segments for time in (segment.start_s, segment.end_s)]
-    edges = np.unique(np.rint(dataset.spec.edge_position(np.array(bounds))).astype(np.int64)) if bounds else np.empty(0, np.int64)
+    edges = (
+        np.unique(np.rint(dataset.spec.edge_position(np.array(bounds))).astype(np.int64))
+        if bounds
+        else np.empty(0, np.int64)
+    )
     return edges[(edges >= 1) & (edges < dataset.n_snippets(i))]
 
 
@@ -285,7 +288,9 @@ def run(arguments: argparse.Namespace) -> int:
             predictor.spec = dataset.spec
         predictions = predict(predictor, dataset, config=config, oracle=arguments.oracle)
     else:
-        dataset = FeatureDataset.from_files(arguments.files, predictor.classes, predictor.spec, predictor.checkpoint.feature_dim)
+        dataset = FeatureDataset.from_files(
+            arguments.files, predictor.classes, predictor.spec, predictor.checkpoint.feature_dim
+        )
         predictions = predict(predictor, dataset, config=config)
     write_predictions(arguments.output, predictions)
     n_detections = sum(map(len, predictions["results"].values()))

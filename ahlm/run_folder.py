@@ -57,7 +57,9 @@ class RunFolder:
         folder = cls(path)
         occupied = [file for file in FILES.values() if (folder.path / file).exists()]
         if occupied and not overwrite:
-            raise FileExistsError(f"{folder.path} holds a run ({', '.join(occupied)}); --resume goes on with it, --overwrite replaces it")
+            raise FileExistsError(
+                f"{folder.path} holds a run ({', '.join(occupied)}); --resume goes on with it, --overwrite replaces it"
+            )
         for file in occupied:
             (folder.path / file).unlink()
         folder.path.mkdir(parents=True, exist_ok=True)

@@ -41,7 +41,8 @@ class FeatureSpec:
         Edge e lies midway between the centres of snippets e - 1 and e, which for `window == stride` is the end of
         one and the start of the other.
         """
-        return (np.arange(n_snippets + 1) * self.stride + (self.window - self.stride) / 2) / self.fps
+        edges = np.arange(n_snippets + 1, dtype=np.float64)
+        return (edges * self.stride + (self.window - self.stride) / 2) / self.fps
 
     def edge_position(self, seconds: float | NDArray[np.float64]) -> NDArray[np.float64]:
         """Position in snippets (fractional) of a time; the inverse of `edges_s`."""

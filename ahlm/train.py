@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 import sys
 import time
@@ -18,7 +17,7 @@ import yaml
 from torch import Tensor
 from tqdm import tqdm
 
-from ahlm.arguments import config_from, config_mapping, config_parser, parse
+from ahlm.arguments import config_mapping, config_parser, parse
 from ahlm.checkpoint import Checkpoint, load_state, load_weights, save_state, save_weights
 from ahlm.config import Config, OptimConfig
 from ahlm.data.dataset import FeatureDataset, open_dataset
@@ -46,7 +45,9 @@ def step_seed(seed: int, part: int, step: int) -> list[int]:
     return [seed, part, step]
 
 
-def classifier_batch(dataset: FeatureDataset, labels: Tensor, config: Config, step: int) -> tuple[Tensor, Tensor, Tensor]:
+def classifier_batch(
+    dataset: FeatureDataset, labels: Tensor, config: Config, step: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Sampled snippets (B, T, F), lengths (B,) and labels (B, C) for EFC (METHOD 1)."""
     rng = np.random.default_rng(step_seed(config.seed, CLASSIFIER, step))
     batch, total = config.classifier_optim.batch_size, len(dataset)
@@ -62,7 +63,9 @@ def classifier_batch(dataset: FeatureDataset, labels: Tensor, config: Config, st
     return (*collate(sampled), labels[chosen])
 
 
-def detector_batch(dataset: FeatureDataset, weights: np.ndarray[Any, Any], config: Config, step: int) -> tuple[Tensor, Tensor]:
+def detector_batch(
+    dataset: FeatureDataset, weights: np.ndarray[Any, Any], config: Config, step: int
+) -> tuple[Tensor, Tensor]:
     """Contiguous crops (B, T, F) and lengths (B,) for DFC; long videos are drawn more often, so all snippets alike."""
     rng = np.random.default_rng(step_seed(config.seed, DETECTOR, step))
     crops = []
@@ -136,17 +139,17 @@ class Trainer:
         terms: list[Tensor] = []
         record: dict[str, Tensor] = {}
         if active[CLASSIFIER]:
-            batch = classifier_batch(self.dataset, self.labels, config, step)
-            snippets, lengths, labels = (tensor.to(self.device) for tensor in batch)
+            sampled = classifier_batch(self.dataset, self.labels, config, step)
+            snippets, lengths, labels = (tensor.to(self.device) for tensor in sampled)
             efc = classifier_loss(self.model.classify(snippets, lengths), labels, lengths, config.classifier)
             terms.append(efc.total)
             record |= {"loss_efc": efc.total, "loss_foreground": efc.foreground}
             record |= {"loss_context": efc.context, "loss_background": efc.background}
         if active[DETECTOR]:
-            batch = detector_batch(self.dataset, self.crop_weights, config, step)
-            crops, lengths = (tensor.to(self.device) for tensor in batch)
+            contiguous = detector_batch(self.dataset, self.crop_weights, config, step)
+            crops, lengths = (tensor.to(self.device) for tensor in contiguous)
             generator = torch.Generator(self.device).manual_seed(torch.initial_seed())
-            noise = self.model.detector.draw_noise(*crops.shape[:2], generator)
+            noise = self.model.detector.draw_noise(len(crops), crops.shape[1], generator)
             output = self.model.detect(crops, lengths, noise)
             dfc = detector_loss(output, lengths, config.detector, step)
             terms.append(config.detector_weight * dfc.total)
@@ -198,17 +201,18 @@ def fit(trainer: Trainer, folder: RunFolder, progress: bool = True) -> None:
 
     def save() -> None:
         config, dataset = trainer.config, trainer.dataset
-        checkpoint = Checkpoint(
-            trainer.model, config, dataset.classes, dataset.spec, dataset.feature_dim, trainer.step
-        )
+        checkpoint = Checkpoint(trainer.model, config, dataset.classes, dataset.spec, dataset.feature_dim, trainer.step)
         # weights and state must belong to the same step, so the weights travel in the state as well
         save_state(folder.state, trainer.state() | {"weights": trainer.model.state_dict()})
         save_weights(folder.weights, checkpoint)
 
     started, first = time.perf_counter(), trainer.step
-    with stop_signals() as received, tqdm(
-        total=trainer.total_steps, initial=first, desc="train", unit="step", disable=None if progress else True
-    ) as bar:
+    with (
+        stop_signals() as received,
+        tqdm(
+            total=trainer.total_steps, initial=first, desc="train", unit="step", disable=None if progress else True
+        ) as bar,
+    ):
         while trainer.step < trainer.total_steps:
             record = trainer.train_step()
             bar.update()
@@ -270,7 +274,9 @@ def run(config: Config, options: Any, argv: Sequence[str]) -> int:
     try:
         fit(trainer, folder)
     except Interrupted:
-        print(f"stopped at step {trainer.step}; go on with: python -m ahlm.train --resume {folder.path}", file=sys.stderr)
+        print(
+            f"stopped at step {trainer.step}; go on with: python -m ahlm.train --resume {folder.path}", file=sys.stderr
+        )
         return 130
     result = test(Predictor(load_weights(folder.weights), device), testing, folder)
     print(result)
@@ -293,8 +299,9 @@ def describe(training: FeatureDataset, testing: FeatureDataset, device: str, con
     used = ", ".join(f"{name}={backend}" for name, backend in backends().items())
     lines = [
         f"device {device}; backends: {used}; seed {config.seed}",
-        f"train {len(training)} videos ({len(training.missing)} missing), test {len(testing)} ({len(testing.missing)} missing), "
-        f"{len(training.classes)} classes, {training.feature_dim} features a snippet, layout {training.layout}",
+        f"train {len(training)} videos ({len(training.missing)} missing), "
+        f"test {len(testing)} ({len(testing.missing)} missing), {len(training.classes)} classes, "
+        f"{training.feature_dim} features a snippet, layout {training.layout}",
         f"{spec.fps:g} fps, stride {spec.stride:g}, window {spec.window:g} (from {training.spec_source}): "
         f"{spec.snippet_s:.3g} s a snippet",
     ]
@@ -309,7 +316,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output-dir", type=str | None, default=None, help="run folder (default: runs/NAME)")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --output-dir")
     parser.add_argument("--resume", type=str | None, default=None, metavar="RUN", help="go on with an interrupted run")
-    parser.add_argument("--eval-only", type=str | None, default=None, metavar="RUN", help="evaluate a trained run again")
+    parser.add_argument(
+        "--eval-only", type=str | None, default=None, metavar="RUN", help="evaluate a trained run again"
+    )
     config, options = parse(parser, argv)
     try:
         return run(config, options, argv)

@@ -21,7 +21,11 @@ LAYERS = [
     ["ahlm.arguments", "ahlm.timeline", "ahlm.files", "ahlm.config", "ahlm.errors", "ahlm.kernels", "ahlm._core"],
 ]
 STRANGERS = [("ahlm.model", "ahlm.localization"), ("ahlm.localization", "ahlm.model")]
-STRANGERS += [("ahlm.evaluation", "ahlm.model"), ("ahlm.evaluation", "ahlm.localization"), ("ahlm.evaluation", "ahlm.data")]
+STRANGERS += [
+    ("ahlm.evaluation", "ahlm.model"),
+    ("ahlm.evaluation", "ahlm.localization"),
+    ("ahlm.evaluation", "ahlm.data"),
+]
 STRANGERS += [("ahlm.localization", "ahlm.data"), ("ahlm.localization", "ahlm.evaluation")]
 
 
@@ -37,7 +41,9 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            found |= {f"{node.module}.{alias.name}" if node.module == "ahlm" else str(node.module) for alias in node.names}
+            found |= {
+                f"{node.module}.{alias.name}" if node.module == "ahlm" else str(node.module) for alias in node.names
+            }
     return {unit(name) for name in found if name.startswith("ahlm.")}
 
 
@@ -66,7 +72,9 @@ def test_kernels_import_nothing_of_ours() -> None:
         assert not imports(path), path
 
 
-@pytest.mark.parametrize("module", ["ahlm", "ahlm.evaluate", "ahlm.evaluation", "ahlm.localization", "ahlm.kernels.lcs"])
+@pytest.mark.parametrize(
+    "module", ["ahlm", "ahlm.evaluate", "ahlm.evaluation", "ahlm.localization", "ahlm.kernels.lcs"]
+)
 def test_starts_without_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -73,7 +73,9 @@ def test_command_line_overrides_the_recipe(capsys: pytest.CaptureFixture[str]) -
 def test_unknown_field_in_a_file_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text("detector: {latnt_size: 3}\n")
-    assert pytest.raises(SystemExit, main, ["--config", str(path)]).value.code == 2
+    with pytest.raises(SystemExit) as wrong:
+        main(["--config", str(path)])
+    assert wrong.value.code == 2
     assert "latnt_size" in capsys.readouterr().err
 
 
@@ -98,7 +100,10 @@ def test_run_folder_and_results(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert {"version", "results", "external_data", "ahlm"} <= predictions.keys()
     # the file scores as the run said, and the configuration file makes the same run
     assert evaluate(demo_dataset("test").ground_truth("test"), run / FILES["predictions"]).mAP == evaluation["mAP"]
-    assert parse(config_parser("x", ""), ["--config", str(run / "config.yaml")])[0] == load_weights(run / FILES["weights"]).config
+    assert (
+        parse(config_parser("x", ""), ["--config", str(run / "config.yaml")])[0]
+        == load_weights(run / FILES["weights"]).config
+    )
     # not overwritten unless asked
     assert main([*SHORT, "--output-dir", str(run)]) == 2
     assert "--overwrite" in capsys.readouterr().err
@@ -163,7 +168,11 @@ def test_interrupted_run_keeps_its_state_and_exits_130(tmp_path: Path) -> None:
     ],
 )
 def test_missing_data_is_one_line_and_exit_3(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 3
@@ -223,7 +232,9 @@ def trained(dataset: FeatureDataset, config: Config) -> Predictor:
     trainer = Trainer(new_model(dataset, config), dataset, config)
     while trainer.step < trainer.total_steps:
         trainer.train_step()
-    checkpoint = Checkpoint(trainer.model.eval(), config, dataset.classes, dataset.spec, dataset.feature_dim, trainer.step)
+    checkpoint = Checkpoint(
+        trainer.model.eval(), config, dataset.classes, dataset.spec, dataset.feature_dim, trainer.step
+    )
     return Predictor(checkpoint)
 
 
@@ -257,7 +268,9 @@ def test_detector_finds_the_switches_of_piecewise_constant_sequences(change_prio
 def test_demo_learns_to_localise(seed: int) -> None:
     config = load_recipe("demo", seed=seed)
     training, testing = demo_dataset("train"), demo_dataset("test")
-    untrained = Predictor(Checkpoint(new_model(training, config).eval(), config, training.classes, training.spec, 64, 0))
+    untrained = Predictor(
+        Checkpoint(new_model(training, config).eval(), config, training.classes, training.spec, 64, 0)
+    )
     averages = []
     for predictor in (untrained, trained(training, config)):
         result = evaluate(testing.ground_truth("test"), predict(predictor, testing), "thumos14")

@@ -96,7 +96,9 @@ def _read_csv(path: Path) -> dict[str, Annotation]:
             if row.get("start") and row.get("end"):
                 bounds = _segment(path, f"line {reader.line_num}", [row["start"], row["end"]])
                 segments.setdefault(name, []).append(Segment(*bounds, label))
-    return {name: Annotation("", None, tuple(sorted(own)), tuple(segments.get(name, ()))) for name, own in labels.items()}
+    return {
+        name: Annotation("", None, tuple(sorted(own)), tuple(segments.get(name, ()))) for name, own in labels.items()
+    }
 
 
 def _number(path: Path, field: str, value: Any) -> float:

@@ -203,14 +203,22 @@ def open_dataset(config: DataConfig, split: str, classes: tuple[str, ...] | None
         videos.append(Video(name, source, annotation.labels, annotation.segments, annotation.duration_s))
     if missing and config.missing == "error":
         shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-        raise DataError(folder, "feature files", f"{len(names)} videos of {list_path.name}", f"{len(missing)} missing: {shown}", "data.missing=skip leaves them out")
+        raise DataError(
+            folder,
+            "feature files",
+            f"{len(names)} videos of {list_path.name}",
+            f"{len(missing)} missing: {shown}",
+            "data.missing=skip leaves them out",
+        )
     if not videos:
         raise DataError(list_path, "videos", "at least one video with features", "none")
     known = classes if classes is not None else class_list(annotations[video.id] for video in videos)
     for video in videos:
         unknown = set(video.labels) - set(known)
         if unknown:
-            raise DataError(annotations_path, f"database.{video.id}", f"labels among {len(known)} known classes", sorted(unknown)[0])
+            raise DataError(
+                annotations_path, f"database.{video.id}", f"labels among {len(known)} known classes", sorted(unknown)[0]
+            )
         if split == "train" and not video.labels:
             raise DataError(annotations_path, f"database.{video.id}", "at least one label", "none")
     dataset = FeatureDataset(
@@ -234,4 +242,3 @@ def clamp_segments(dataset: FeatureDataset, path: Path) -> FeatureDataset:
         dataset.notes += (f"{path}: {changed} segments end after their video and were cut there",)
     dataset.videos = tuple(videos)
     return dataset
-

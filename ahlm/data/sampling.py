@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def sample_snippets_train(n: int, size: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """`size` sorted indices of n snippets: with replacement when n < size, else one from each of `size` equal strata."""
+    """`size` sorted indices of n snippets: with replacement when n < size, else one of each of `size` equal strata."""
     if n < size:
         return np.sort(rng.integers(0, n, size))
     return np.floor((np.arange(size) + rng.random(size)) * n / size).astype(np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,7 +112,7 @@ def _demo_video(
 def write_demo(root: str | Path) -> None:
     """Write the demo in ACM-Net's layout, as an example of the tree that `ahlm.train` reads."""
     root = Path(root)
-    database = {}
+    database: dict[str, Any] = {}
     for split in DEMO_SPLITS:
         dataset = demo_dataset(split)
         database |= dataset.ground_truth(split)["database"]

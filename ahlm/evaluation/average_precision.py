@@ -24,7 +24,7 @@ class Instances(NamedTuple):
         class_index: [N] int64.
         start: [N] float64, seconds or snippets.
         end: [N] float64.
-        score: [N] float64, finite; empty for ground truth.
+        score: [N] float64, finite; 0 for ground truth.
     """
 
     video: NDArray[np.int64]
@@ -40,7 +40,7 @@ class Instances(NamedTuple):
 
     def where(self, chosen: NDArray[Any]) -> Instances:
         """Some of the segments, by mask or index."""
-        return Instances(*(column[chosen] if len(column) else column for column in self))
+        return Instances._make(column[chosen] for column in self)
 
 
 class AveragePrecision(NamedTuple):
@@ -128,9 +128,7 @@ def _official_overlap_ranks(
     owner = np.repeat(np.arange(predictions.size), counts)
     begin = np.cumsum(counts) - counts
     members = by_key[np.arange(len(owner)) - begin[owner] + first[owner]]
-    overlaps = temporal_iou(
-        predictions.start[owner], predictions.end[owner], truth.start[members], truth.end[members]
-    )
+    overlaps = temporal_iou(predictions.start[owner], predictions.end[owner], truth.start[members], truth.end[members])
     ascending = np.lexsort((overlaps, owner))
     same = (np.diff(owner[ascending]) == 0) & (np.diff(overlaps[ascending]) == 0) & (overlaps[ascending][1:] > 0)
     offsets = np.full(predictions.size, -1, np.int64)
@@ -182,7 +180,7 @@ def temporal_iou(
     """Intersection over union of one segment, or as many, with each of several; 0 where the union is empty."""
     intersection = np.maximum(0.0, np.minimum(end, ends) - np.maximum(start, starts))
     union = (ends - starts) + np.subtract(end, start) - intersection
-    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
+    return np.asarray(np.divide(intersection, union, out=np.zeros_like(union), where=union > 0))
 
 
 def interpolated_ap(correct: NDArray[np.bool_], n_truth: int) -> float:

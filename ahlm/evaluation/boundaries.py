@@ -80,7 +80,9 @@ def score_file(database: dict[str, Any], extra: dict[str, Any]) -> dict[str, dic
     videos = [video for video in extra["change_points"] if video in database]
     n_snippets = [extra["n_snippets"][video] for video in videos]
     truth = [
-        true_boundaries([(float(a), float(b)) for a, b in (item["segment"] for item in database[video]["annotations"])], spec, n)
+        true_boundaries(
+            [(float(a), float(b)) for a, b in (item["segment"] for item in database[video]["annotations"])], spec, n
+        )
         for video, n in zip(videos, n_snippets, strict=True)
     ]
     table: dict[str, dict[str, dict[str, float]]] = {}

@@ -41,7 +41,7 @@ class Result:
 
     protocol: str
     subset: str
-    mAP: dict[str, float]  # noqa: N815 (the field's name for it)
+    mAP: dict[str, float]
     average: dict[str, float]
     per_class: dict[str, dict[str, float]]
     counts: dict[str, int]
@@ -68,7 +68,8 @@ class Result:
             one, two = scores["1"], scores["2"]
             lines.append(
                 f"change-points {stage:10s} F1 {one['f1']:.3f} at 1 snippet, {two['f1']:.3f} at 2; precision "
-                f"{one['precision']:.3f}, recall {one['recall']:.3f}; rate {one['rate']:.3f}, true rate {one['true_rate']:.3f}"
+                f"{one['precision']:.3f}, recall {one['recall']:.3f}; rate {one['rate']:.3f}, "
+                f"true rate {one['true_rate']:.3f}"
             )
         return "\n".join(lines)
 
@@ -109,7 +110,10 @@ def evaluate(
     name, results, extra = read_results(predictions)
     found, counts = predicted_instances(name, results, videos, classes)
     if counts["unknown_labels"]:
-        warnings.warn(f"{name}: {counts['unknown_labels']} predictions with labels that the ground truth does not have were left out", stacklevel=2)
+        warnings.warn(
+            f"{name}: {counts['unknown_labels']} predictions with labels unknown to the ground truth were left out",
+            stacklevel=2,
+        )
     if rules.snippet_s is not None:
         truth = _in_snippets(truth, rules.snippet_s, rounded=True)
         found = _in_snippets(found, rules.snippet_s, rounded=False)
@@ -146,7 +150,7 @@ def _in_snippets(instances: Instances, snippet_s: float, rounded: bool) -> Insta
 
 
 def read_ambiguous(path: str | Path, videos: Sequence[str]) -> list[tuple[int, float, float]]:
-    """Segments `(video index, start, end)` of the list that THUMOS14 marks as ambiguous; unknown videos are left out."""
+    """Segments `(video index, start, end)` of the list that THUMOS14 marks as ambiguous, unknown videos left out."""
     path = Path(path)
     if not path.is_file():
         raise DataError(path, "file", "lines `video start end`", "no such file")

@@ -98,15 +98,21 @@ def predicted_instances(
                 continue
             rows.append((v, c, start, end, score))
     counts["predictions"] = len(rows)
-    counts["missing_videos"] = len(set(range(len(videos))) - {video_index[video] for video in results if video in video_index})
+    counts["missing_videos"] = len(
+        set(range(len(videos))) - {video_index[video] for video in results if video in video_index}
+    )
     return _columns(rows), counts
 
 
 def _columns(rows: list[tuple[int, int, float, float, float]]) -> Instances:
-    columns = list(zip(*rows, strict=True)) if rows else [()] * 5
-    integers = [np.array(column, np.int64) for column in columns[:2]]
-    start, end, score = (np.array(column, np.float64) for column in columns[2:])
-    return Instances(*integers, start, end, score)
+    video, class_index, start, end, score = list(zip(*rows, strict=True)) if rows else [()] * 5
+    return Instances(
+        np.array(video, np.int64),
+        np.array(class_index, np.int64),
+        np.array(start, np.float64),
+        np.array(end, np.float64),
+        np.array(score, np.float64),
+    )
 
 
 def _labelled_segment(name: str, field: str, item: Any) -> tuple[str, float, float]:

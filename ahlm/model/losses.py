@@ -56,7 +56,7 @@ def detector_loss(output: DetectorOutput, lengths: Tensor, config: DetectorConfi
 
 
 def cross_entropy(video_logits: Tensor, labels: Tensor) -> Tensor:
-    """L_clf = -mean_b sum_c y_c log p_c with L1-normalised labels (eq. 9); p is the softmax of the video logits (eq. 10).
+    """L_clf = -mean_b sum_c y_c log p_c with L1-normalised labels (eq. 9); p: softmax of the video logits (eq. 10).
 
     Args:
         video_logits: (B, C + 1).
@@ -116,7 +116,9 @@ def acm_regularisers(output: ClassifierOutput, lengths: Tensor, config: Classifi
     return total
 
 
-def feature_norm_loss(output: ClassifierOutput, lengths: Tensor, config: ClassifierConfig, margin: float = 50.0) -> Tensor:
+def feature_norm_loss(
+    output: ClassifierOutput, lengths: Tensor, config: ClassifierConfig, margin: float = 50.0
+) -> Tensor:
     """ACM-Net's feature term: norms fall by `margin` from foreground to context to background."""
     divisors = (config.topk_foreground, config.topk_context, config.topk_background)
     real = snippet_mask(lengths, output.cas.shape[1])
@@ -128,4 +130,5 @@ def feature_norm_loss(output: ClassifierOutput, lengths: Tensor, config: Classif
         norms.append(((output.embedding * chosen).sum(1) / k[:, None]).norm(dim=-1))
     foreground, context, background = norms
     gaps = torch.relu(margin - foreground + context) + torch.relu(margin - context + background) + background
-    return gaps.square().mean()
+    loss: Tensor = gaps.square().mean()
+    return loss

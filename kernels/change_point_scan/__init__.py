@@ -11,6 +11,9 @@ from .types import ScanOutput, ScanRules, ScanStreams, ScanWeights
 __all__ = ["ScanOutput", "ScanRules", "ScanStreams", "ScanWeights", "change_point_scan", "default_backend"]
 
 
+BACKENDS = ("reference",)
+
+
 def default_backend(device: str) -> str:
     """The implementation that `backend="auto"` takes on a device."""
     return "reference"
@@ -26,8 +29,87 @@ def change_point_scan(
     forced_changes: Tensor | None = None,
     backend: str = "auto",
 ) -> ScanOutput:
-    """Detect change-points along each sequence and return the latent path (eqs. 4-8)."""
+    """Detect change-points along each sequence and return the latent path (eqs. 4-8).
+
+    At each snippet the posterior q (eq. 6) is compared with the static prior (eq. 4) and with the change prior
+    (eq. 5) that the GRU's next state gives; the snippet starts a new segment when KL(q || p_static) exceeds
+    beta KL(q || p_change) (eq. 7), and beta moves by alpha either way within its range (eq. 8).
+
+    Args:
+        streams: what the heads owe to the features, (B, T, 2Z) each.
+        weights: of the GRU and of the state's part of the heads.
+        rules: the reading of the equations.
+        noise: standard normal (B, T, Z), so that the scan is deterministic; none: latents are the beliefs' means.
+        lengths: real snippets of each sequence (B,), at least 1; none: all T. Nothing past them is read.
+        forced_changes: (B, T) bool; they decide instead of eq. 7 and of `refractory`. Column 0 is ignored.
+        backend: `auto` or `reference`.
+
+    Returns:
+        Change-points, KLs in nats, latents, beliefs and states; see `ScanOutput`. Gradients flow through both sides
+        of the KLs and none through the decisions.
+
+    Raises:
+        ValueError: a tensor that the rules need is absent, one they do not need is there, or a shape does not fit;
+            names the argument, expected and got.
+
+    Example:
+        >>> import torch
+        >>> start = torch.zeros(1, 4, 2)
+        >>> start[0, 2:, 0] = 9.0  # one latent dimension jumps at the third snippet
+        >>> zeros = [torch.zeros(shape) for shape in ((3, 1), (3, 1), (3,), (3,))]
+        >>> weights = ScanWeights(*zeros, None, torch.tensor([0.0, 1.0]), None, torch.zeros(1))
+        >>> change_point_scan(ScanStreams(start), weights, ScanRules(change_prior="constant")).change_points
+        tensor([[False, False,  True, False]])
+    """
+    if backend not in ("auto", *BACKENDS):
+        raise ValueError(f"backend must be auto or one of {', '.join(BACKENDS)}, got {backend}")
+    if streams.start.ndim != 3 or streams.start.shape[2] % 2 or 0 in streams.start.shape:
+        raise ValueError(f"streams.start must be (B, T >= 1, 2Z), got {tuple(streams.start.shape)}")
     batch, n_snippets, _ = streams.start.shape
     if lengths is None:
         lengths = torch.full((batch,), n_snippets, device=streams.start.device)
+    _check(streams, weights, rules, noise, lengths, forced_changes)
     return scan_reference(streams, weights, rules, noise, lengths, forced_changes)
+
+
+def _check(
+    streams: ScanStreams,
+    weights: ScanWeights,
+    rules: ScanRules,
+    noise: Tensor | None,
+    lengths: Tensor,
+    forced_changes: Tensor | None,
+) -> None:
+    """Every tensor is there exactly where the rules need it, and has the shape they ask for."""
+    batch, n_snippets, z2 = streams.start.shape
+    h = weights.initial_state.shape[-1]
+    uses_prior = rules.static_belief == "prior" or rules.change_prior == "full"
+    expected: dict[str, tuple[Tensor | None, tuple[int, ...] | None]] = {
+        "streams.prior": (streams.prior, (batch, n_snippets, z2) if uses_prior else None),
+        "streams.posterior": (
+            streams.posterior,
+            (batch, n_snippets, z2) if rules.evidence == "transition" else None,
+        ),
+        "weights.gru_input": (weights.gru_input, (3 * h, z2 // 2)),
+        "weights.gru_state": (weights.gru_state, (3 * h, h)),
+        "weights.gru_input_bias": (weights.gru_input_bias, (3 * h,)),
+        "weights.gru_state_bias": (weights.gru_state_bias, (3 * h,)),
+        "weights.prior_state": (
+            weights.prior_state,
+            (z2, h) if uses_prior or rules.change_prior == "state" else None,
+        ),
+        "weights.prior_bias": (weights.prior_bias, None if rules.change_prior == "full" else (z2,)),
+        "weights.posterior_state": (weights.posterior_state, (z2, h) if rules.evidence == "transition" else None),
+        "weights.initial_state": (weights.initial_state, (h,)),
+        "lengths": (lengths, (batch,)),
+    }
+    if noise is not None:
+        expected["noise"] = (noise, (batch, n_snippets, z2 // 2))
+    if forced_changes is not None:
+        expected["forced_changes"] = (forced_changes, (batch, n_snippets))
+    for name, (tensor, shape) in expected.items():
+        got = None if tensor is None else tuple(tensor.shape)
+        if got != shape:
+            raise ValueError(f"{name} must be {shape} under these rules, got {got}")
+        if tensor is not None and tensor.device != streams.start.device:
+            raise ValueError(f"{name} must be on {streams.start.device}, got {tensor.device}")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..gaussian import Gaussian, fuse, kl, split
+from ..gru import gru_cell
 from .types import ScanOutput, ScanRules, ScanStreams, ScanWeights
 
 
@@ -22,12 +23,14 @@ def scan_reference(
     batch, n_snippets, _ = start.shape
     # nothing past a video's end is read, so that NaN there reaches neither results nor gradients
     real = torch.arange(n_snippets, device=start.device) < lengths[:, None]
-    start, prior, posterior = (
-        None if stream is None else torch.where(real[..., None], stream, 0.0)
-        for stream in (start, streams.prior, streams.posterior)
-    )
-    assert start is not None
-    noise = None if noise is None else torch.where(real[..., None], noise, 0.0)
+
+    def real_only(stream: Tensor) -> Tensor:
+        return torch.where(real[..., None], stream, 0.0)
+
+    start = real_only(start)
+    prior = None if streams.prior is None else real_only(streams.prior)
+    posterior = None if streams.posterior is None else real_only(streams.posterior)
+    noise = None if noise is None else real_only(noise)
     d0 = weights.initial_state.expand(batch, -1)
     uses_state = rules.static_belief == "prior" or rules.change_prior != "constant" or rules.evidence == "transition"
 
@@ -46,7 +49,7 @@ def scan_reference(
     never = torch.zeros(batch, dtype=torch.bool, device=start.device)
     columns = [(never, zero, zero, kl(belief, standard), v, belief.mean, belief.log_std, d)]
     for t in range(n_snippets - 1):
-        d_next = gru_cell(v, d, weights) if uses_state else d
+        d_next = gru_cell(v, d, *weights[:4]) if uses_state else d
         r = split(start[:, t + 1])
         if rules.evidence == "start":
             e = r
@@ -77,17 +80,5 @@ def scan_reference(
         columns.append((is_change, kl_static, kl_change, kl_charged, v, belief.mean, belief.log_std, d))
     outputs = [torch.stack(column, dim=1) for column in zip(*columns, strict=True)]
     change_points = outputs[0]
-    floats = [
-        torch.where(real if value.ndim == 2 else real[..., None], value, 0.0) for value in outputs[1:]
-    ]
+    floats = [torch.where(real if value.ndim == 2 else real[..., None], value, 0.0) for value in outputs[1:]]
     return ScanOutput(change_points, *floats)
-
-
-def gru_cell(v: Tensor, d: Tensor, weights: ScanWeights) -> Tensor:
-    """The transition `d_{t+1} = f_tran(v_t, d_t)`, a GRU cell as `torch.nn.GRUCell` computes it."""
-    input_reset, input_update, input_new = (v @ weights.gru_input.T + weights.gru_input_bias).chunk(3, dim=-1)
-    state_reset, state_update, state_new = (d @ weights.gru_state.T + weights.gru_state_bias).chunk(3, dim=-1)
-    reset = torch.sigmoid(input_reset + state_reset)
-    update = torch.sigmoid(input_update + state_update)
-    candidate = torch.tanh(input_new + reset * state_new)
-    return (1 - update) * candidate + update * d

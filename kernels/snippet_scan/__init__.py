@@ -2,43 +2,50 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from ..change_point_scan.reference import gru_cell
-from ..gaussian import kl, split
+from .reference import snippet_scan_reference
+from .types import SnippetOutput, SnippetWeights
+
+__all__ = ["SnippetOutput", "SnippetWeights", "snippet_scan"]
 
 
-class SnippetWeights(NamedTuple):
-    gru_input: Tensor
-    gru_state: Tensor
-    gru_input_bias: Tensor
-    gru_state_bias: Tensor
-    prior_state: Tensor
-    posterior_state: Tensor
-    initial_state: Tensor
+def snippet_scan(
+    prior_stream: Tensor,
+    posterior_stream: Tensor,
+    weights: SnippetWeights,
+    *,
+    noise: Tensor,
+    change_points: Tensor,
+    lengths: Tensor | None = None,
+) -> SnippetOutput:
+    """Latent path of level 1: a GRU that runs every snippet and starts afresh right after each change-point.
 
+    Args:
+        prior_stream: pre-activations of P1 without the state's part (B, T, 2Z): means, then log standard deviations.
+        posterior_stream: of Q1, likewise.
+        weights: GRU, the state's part of both heads, learned start.
+        noise: standard normal (B, T, Z).
+        change_points: (B, T) bool.
+        lengths: real snippets of each sequence (B,); none: all. Nothing past them is read.
 
-class SnippetOutput(NamedTuple):
-    kl: Tensor
-    latent: Tensor
-    state: Tensor
+    Returns:
+        KL(Q1 || P1) in nats (B, T), latent (B, T, Z), state (B, T, H); zeros at padded snippets.
 
-
-def snippet_scan(prior_stream, posterior_stream, weights, *, noise, change_points, lengths, backend="auto"):
-    batch, n, _ = prior_stream.shape
-    real = torch.arange(n, device=prior_stream.device) < lengths[:, None]
-    prior_stream = torch.where(real[..., None], prior_stream, 0.0)
-    posterior_stream = torch.where(real[..., None], posterior_stream, 0.0)
-    d0 = weights.initial_state.expand(batch, -1)
-    d, kls, latents, states = d0, [], [], []
-    for t in range(n):
-        prior = split(prior_stream[:, t] + d @ weights.prior_state.T)
-        posterior = split(posterior_stream[:, t] + d @ weights.posterior_state.T)
-        v = posterior.mean + posterior.log_std.exp() * noise[:, t]
-        kls.append(kl(posterior, prior)); latents.append(v); states.append(d)
-        d = torch.where(change_points[:, t, None], d0, gru_cell(v, d, weights))
-    m = real[..., None]
-    return SnippetOutput(torch.where(real, torch.stack(kls, 1), 0.0), torch.where(m, torch.stack(latents, 1), 0.0), torch.where(m, torch.stack(states, 1), 0.0))
+    Raises:
+        ValueError: a shape that does not fit; names the argument, expected and got.
+    """
+    batch, n_snippets, z2 = prior_stream.shape
+    expected = {
+        "posterior_stream": (posterior_stream, (batch, n_snippets, z2)),
+        "noise": (noise, (batch, n_snippets, z2 // 2)),
+        "change_points": (change_points, (batch, n_snippets)),
+    }
+    if lengths is None:
+        lengths = torch.full((batch,), n_snippets, device=prior_stream.device)
+    expected["lengths"] = (lengths, (batch,))
+    for name, (tensor, shape) in expected.items():
+        if tensor.shape != shape:
+            raise ValueError(f"{name} must be {shape}, got {tuple(tensor.shape)}")
+    return snippet_scan_reference(prior_stream, posterior_stream, weights, noise, change_points, lengths)

@@ -91,7 +91,9 @@ def test_a_perfect_detection_of_a_missed_instance_never_lowers_ap() -> None:
         # were it found already, the earlier finder would turn into a false positive
         found = found.where((found.video != truth.video[i]) | (found.class_index != truth.class_index[i]))
         best = found.score.max(initial=0) + 1
-        perfect = Instances(*(np.append(column, truth[k][i]) for k, column in enumerate(found[:4])), np.append(found.score, best))
+        perfect = Instances(
+            *(np.append(column, truth[k][i]) for k, column in enumerate(found[:4])), np.append(found.score, best)
+        )
         before, after = (average_precision(truth, f, n_videos, n_classes, TIOUS).ap for f in (found, perfect))
         c = truth.class_index[i]
         assert (after[:, c] >= before[:, c] - 1e-12).all()

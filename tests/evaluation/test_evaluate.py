@@ -45,10 +45,14 @@ def percent(values: Any) -> list[float]:
     return [round(100 * value, 2) for value in values]
 
 
-@pytest.mark.parametrize(("ground_truth", "expected", "average", "n"), [("210", CRNET_210, 41.68, 3311), ("212", CRNET_212, 41.17, 3358)])
+@pytest.mark.parametrize(
+    ("ground_truth", "expected", "average", "n"), [("210", CRNET_210, 41.68, 3311), ("212", CRNET_212, 41.17, 3358)]
+)
 def test_published_crnet(real_data: Path, ground_truth: str, expected: list[float], average: float, n: int) -> None:
     result = evaluate(
-        real_data / "thumos14" / f"gt_{ground_truth}_videos.json", real_data / "predictions" / "thumos14_crnet.json", ties="official"
+        real_data / "thumos14" / f"gt_{ground_truth}_videos.json",
+        real_data / "predictions" / "thumos14_crnet.json",
+        ties="official",
     )
     assert percent(result.mAP.values()) == expected
     assert round(100 * result.average["0.1:0.7"], 2) == average
@@ -97,7 +101,9 @@ def test_snippet_protocol_counts(real_data: Path) -> None:
     assert len(read_ambiguous(thumos / "Ambiguous_test.txt", videos)) > 0
     crnet = real_data / "predictions" / "thumos14_crnet.json"
     plain = evaluate(thumos / "gt_212_videos.json", crnet, "thumos14-snippet")
-    filtered = evaluate(thumos / "gt_212_videos.json", crnet, "thumos14-snippet", ambiguous=thumos / "Ambiguous_test.txt")
+    filtered = evaluate(
+        thumos / "gt_212_videos.json", crnet, "thumos14-snippet", ambiguous=thumos / "Ambiguous_test.txt"
+    )
     assert filtered.counts["predictions"] < plain.counts["predictions"]
     assert filtered.average["0.1:0.7"] > plain.average["0.1:0.7"]
 
@@ -110,7 +116,9 @@ def test_files_as_others_write_them() -> None:
     assert result.counts["missing_videos"] == 0
 
 
-@pytest.mark.parametrize(("a", "b"), [("test", "Testing"), ("val", "validation"), ("TRAIN", "training"), ("odd", "odd")])
+@pytest.mark.parametrize(
+    ("a", "b"), [("test", "Testing"), ("val", "validation"), ("TRAIN", "training"), ("odd", "odd")]
+)
 def test_subset_aliases(a: str, b: str) -> None:
     assert same_subset(a, b)
     assert not same_subset(a, "other")

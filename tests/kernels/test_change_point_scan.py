@@ -12,13 +12,19 @@ from ahlm.kernels.gaussian import Gaussian, fuse, kl, split
 
 READINGS = [
     ScanRules(static_belief=belief, change_prior=prior, evidence=evidence, belief_weight=0.6, evidence_weight=0.4)
-    for belief, prior, evidence in itertools.product(("held", "prior"), ("state", "constant", "full"), ("start", "transition"))
+    for belief, prior, evidence in itertools.product(
+        ("held", "prior"), ("state", "constant", "full"), ("start", "transition")
+    )
 ]
-LITERAL = ScanRules(static_belief="prior", change_prior="full", evidence="transition", belief_weight=0.0, evidence_weight=1.0)
+LITERAL = ScanRules(
+    static_belief="prior", change_prior="full", evidence="transition", belief_weight=0.0, evidence_weight=1.0
+)
 NAMES = ["-".join(map(str, rules[:3])) for rules in READINGS]
 
 
-def case(rules: ScanRules, batch: int = 3, n: int = 12, z: int = 4, h: int = 6, seed: int = 0, dtype: Any = torch.float64) -> dict[str, Any]:
+def case(
+    rules: ScanRules, batch: int = 3, n: int = 12, z: int = 4, h: int = 6, seed: int = 0, dtype: Any = torch.float64
+) -> dict[str, Any]:
     """Random inputs; streams and weights are those the rules need."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -53,7 +59,9 @@ def float_sum(output: ScanOutput) -> Tensor:
 
 def test_kl_against_torch_and_near_equality() -> None:
     generator = torch.Generator().manual_seed(0)
-    q, p = (Gaussian(torch.randn(50, 3, generator=generator), torch.randn(50, 3, generator=generator)) for _ in range(2))
+    q, p = (
+        Gaussian(torch.randn(50, 3, generator=generator), torch.randn(50, 3, generator=generator)) for _ in range(2)
+    )
     normals = [torch.distributions.Normal(g.mean, g.log_std.exp()) for g in (q, p)]
     torch.testing.assert_close(kl(q, p), torch.distributions.kl_divergence(*normals).sum(-1), rtol=1e-4, atol=1e-5)
     # a float32 textbook form would lose all digits here
@@ -233,3 +241,22 @@ def test_literal_reading_fires_often_where_the_filtered_one_is_quiet() -> None:
         for rules in (filtered, filtered._replace(belief_weight=0.0, evidence_weight=1.0))
     ]
     assert rates[0] < 0.2 < rates[1], rates
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"noise": torch.zeros(3, 12, 5)}, r"noise must be \(3, 12, 4\) under these rules, got \(3, 12, 5\)"),
+        ({"lengths": torch.tensor([1])}, r"lengths must be \(3,\)"),
+        ({"forced_changes": torch.zeros(3, 1, dtype=torch.bool)}, r"forced_changes must be \(3, 12\)"),
+        ({"rules": ScanRules(change_prior="full")}, r"streams\.prior must be \(3, 12, 8\) under these rules, got None"),
+        ({"rules": ScanRules(change_prior="constant")}, r"weights\.prior_state must be None under these rules"),
+        ({"rules": LITERAL}, r"streams\.prior must be"),
+        ({"backend": "quantum"}, "backend must be auto or one of"),
+        ({"streams": ScanStreams(torch.zeros(3, 12, 7))}, r"streams\.start must be \(B, T >= 1, 2Z\)"),
+        ({"streams": ScanStreams(torch.zeros(3, 0, 8))}, r"streams\.start must be \(B, T >= 1, 2Z\)"),
+    ],
+)
+def test_rejects(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        change_point_scan(**case(ScanRules()) | change)

@@ -45,7 +45,9 @@ def test_every_reading_trains(reading: dict[str, object], level1: str) -> None:
     assert torch.isfinite(loss.total)
     unused = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     # without a state in any head the transition has nothing to do
-    expected = "transition" if reading == {"static_belief": "held", "change_prior": "constant", "evidence": "start"} else ""
+    expected = (
+        "transition" if reading == {"static_belief": "held", "change_prior": "constant", "evidence": "start"} else ""
+    )
     assert all(name.startswith("transition.cell") and expected for name in unused), unused
 
 
@@ -81,7 +83,9 @@ def test_level1_prior_does_not_see_the_present(level1: str) -> None:
     t, lengths = 5, torch.tensor([9])
     generator = torch.Generator().manual_seed(4)
     segment_latent = torch.randn(1, 9, 6, generator=generator, dtype=torch.float64)
-    noise = Noise(*(torch.randn(1, 9, size, generator=generator, dtype=torch.float64) for size in (model.snippet_latent_size, 6)))
+    noise = Noise(
+        *(torch.randn(1, 9, size, generator=generator, dtype=torch.float64) for size in (model.snippet_latent_size, 6))
+    )
     features = torch.randn(1, 9, 7, generator=generator, dtype=torch.float64, requires_grad=True)
     priors: list[torch.Tensor] = []
     change_points = torch.zeros(1, 9, dtype=torch.bool)
@@ -111,7 +115,10 @@ def test_level1_latent_before_t_is_all_the_prior_knows_of_the_state() -> None:
     none = torch.zeros(1, 6, dtype=torch.bool)
     changed = features.clone()
     changed[0, 3] += 1
-    kls = [model.snippet_level(model.levels(x, lengths), segment_latent, none, lengths, noise)[1] for x in (features, changed)]
+    kls = [
+        model.snippet_level(model.levels(x, lengths), segment_latent, none, lengths, noise)[1]
+        for x in (features, changed)
+    ]
     torch.testing.assert_close(kls[0][0, :3], kls[1][0, :3])
     assert (kls[0][0, 3:] != kls[1][0, 3:]).all()
 

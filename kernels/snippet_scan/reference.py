@@ -1,0 +1,37 @@
+"""The snippet scan as METHOD states it, one loop over time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..gaussian import kl, split
+from ..gru import gru_cell
+from .types import SnippetOutput, SnippetWeights
+
+
+def snippet_scan_reference(
+    prior_stream: Tensor,
+    posterior_stream: Tensor,
+    weights: SnippetWeights,
+    noise: Tensor,
+    change_points: Tensor,
+    lengths: Tensor,
+) -> SnippetOutput:
+    """Level 1 for a padded batch; see `snippet_scan` for the arguments."""
+    batch, n_snippets, _ = prior_stream.shape
+    real = torch.arange(n_snippets, device=prior_stream.device) < lengths[:, None]
+    prior_stream, posterior_stream, noise = (
+        torch.where(real[..., None], tensor, 0.0) for tensor in (prior_stream, posterior_stream, noise)
+    )
+    start = weights.initial_state.expand(batch, -1)
+    d, columns = start, []
+    for t in range(n_snippets):
+        prior = split(prior_stream[:, t] + d @ weights.prior_state.T)
+        posterior = split(posterior_stream[:, t] + d @ weights.posterior_state.T)
+        v = posterior.mean + posterior.log_std.exp() * noise[:, t]
+        columns.append((kl(posterior, prior), v, d))
+        d = torch.where(change_points[:, t, None], start, gru_cell(v, d, *weights[:4]))
+    kls, latents, states = (torch.stack(column, dim=1) for column in zip(*columns, strict=True))
+    padded = ~real[..., None]
+    return SnippetOutput(kls * real, latents.masked_fill(padded, 0.0), states.masked_fill(padded, 0.0))
