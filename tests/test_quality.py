@@ -1,0 +1,82 @@
+"""Trained on real data, the method reaches what the README says of it, with room for one seed's noise."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ahlm.arguments import load_recipe
+from ahlm.checkpoint import Checkpoint
+from ahlm.config import Config, RefinementConfig
+from ahlm.data.dataset import FeatureDataset, open_dataset
+from ahlm.evaluation import Result, evaluate
+from ahlm.infer import Predictor, VideoAnalysis, predict, true_edges
+from ahlm.localization import refine_change_points
+from ahlm.train import Trainer, new_model
+
+pytestmark = pytest.mark.slow
+# mean of three seeds minus two standard deviations, see the README
+FLOORS = {
+    "ucf15": {"thresholds": 56.0, "f1": 0.72},
+    "hapt": {"thresholds": 13.0, "f1": 0.29},
+}
+
+
+@pytest.fixture(scope="module", params=sorted(FLOORS))
+def trained(
+    request: pytest.FixtureRequest, real_data: Path
+) -> tuple[str, Predictor, FeatureDataset, list[VideoAnalysis]]:
+    config = load_recipe(request.param)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(real_data / request.param)))
+    training = open_dataset(config.data, "train")
+    testing = open_dataset(config.data, "test", classes=training.classes)
+    trainer = Trainer(new_model(training, config), training, config)
+    while trainer.step < trainer.total_steps:
+        trainer.train_step()
+    checkpoint = Checkpoint(
+        trainer.model.eval(), config, training.classes, training.spec, training.feature_dim, trainer.step
+    )
+    predictor = Predictor(checkpoint)
+    return request.param, predictor, testing, predictor.analyse_dataset(testing, progress=False)
+
+
+def score(
+    predictor: Predictor, dataset: FeatureDataset, analyses: list[VideoAnalysis], proposals: str, oracle: bool = False
+) -> Result:
+    localization = dataclasses.replace(predictor.config.localization, proposals=proposals)
+    config: Config = dataclasses.replace(predictor.config, localization=localization)
+    return evaluate(dataset.ground_truth("test"), predict(predictor, dataset, analyses, config, oracle=oracle))
+
+
+def test_thresholds_and_oracle(trained: tuple[str, Predictor, FeatureDataset, list[VideoAnalysis]]) -> None:
+    name, predictor, dataset, analyses = trained
+    thresholds = score(predictor, dataset, analyses, "thresholds")
+    oracle = score(predictor, dataset, analyses, "change_points", oracle=True)
+    assert 100 * thresholds.average["0.1:0.7"] >= FLOORS[name]["thresholds"]
+    assert oracle.average["0.1:0.7"] > thresholds.average["0.1:0.7"]
+
+
+def test_change_points(trained: tuple[str, Predictor, FeatureDataset, list[VideoAnalysis]]) -> None:
+    name, predictor, dataset, analyses = trained
+    result = score(predictor, dataset, analyses, "change_points")
+    assert result.change_points is not None
+    detected = result.change_points["detected"]["1"]
+    assert detected["f1"] >= FLOORS[name]["f1"]
+    assert detected["rate"] <= 1.6 * detected["true_rate"]
+
+
+def test_share_of_true_boundaries_that_the_lcs_step_deletes(
+    trained: tuple[str, Predictor, FeatureDataset, list[VideoAnalysis]],
+) -> None:
+    name, _, dataset, _ = trained
+    before = after = 0
+    for i in range(len(dataset)):
+        edges = true_edges(dataset, i)
+        before += len(edges)
+        after += len(refine_change_points(dataset.features(i), edges, RefinementConfig()))
+    share = 1 - after / before
+    expected = {"ucf15": 0.13, "hapt": 0.02}[name]
+    assert share == pytest.approx(expected, abs=0.02), np.round(share, 3)
