@@ -30,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`python -m ahlm.evaluate`."""
     parser = _parser()
     arguments = parser.parse_args(argv)
+    if arguments.tiou and not all(0 < tiou <= 1 for tiou in arguments.tiou):
+        parser.error(f"--tiou: thresholds must be in (0, 1], got {arguments.tiou}")
     if arguments.json and Path(arguments.json).exists() and not arguments.overwrite:
         parser.error(f"{arguments.json} exists; --overwrite replaces it")
     # NumPy and the core load only after the command line was found good

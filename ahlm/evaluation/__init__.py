@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from ahlm.evaluation.anet import ANETdetection
 from ahlm.evaluation.evaluate import Result, evaluate
 from ahlm.evaluation.protocols import PROTOCOLS, Protocol
 
-__all__ = ["PROTOCOLS", "Protocol", "Result", "evaluate"]
+__all__ = ["PROTOCOLS", "ANETdetection", "Protocol", "Result", "evaluate"]

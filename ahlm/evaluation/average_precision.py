@@ -82,8 +82,14 @@ def average_precision(
         n_threads: of the C++ core; none: the cores of the machine.
 
     Raises:
-        ValueError: a score or segment is not finite.
+        ValueError: a score or segment is not finite; an unknown rule or backend; `c++` where it was not built.
     """
+    if ties not in ("stable", "official"):
+        raise ValueError(f"ties must be stable or official, got {ties!r}")
+    if backend not in ("auto", "c++", "numpy"):
+        raise ValueError(f"backend must be auto, c++ or numpy, got {backend!r}")
+    if backend == "c++" and _core is None:
+        raise ValueError("backend c++ was not built on this machine; use auto or numpy")
     for name, column in (("score", predictions.score), ("start", predictions.start), ("end", predictions.end)):
         if not np.isfinite(column).all():
             raise ValueError(f"predictions.{name} must be finite, got {column[~np.isfinite(column)][0]}")

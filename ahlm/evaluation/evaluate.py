@@ -99,9 +99,16 @@ def evaluate(
 
     Raises:
         DataError: a malformed file, or a subset without ground truth.
+        ValueError: an unknown protocol, or a threshold outside (0, 1].
     """
+    if isinstance(protocol, str) and protocol not in PROTOCOLS:
+        raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}")
     rules = PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
     if tious is not None:
+        tious = sorted(set(tious))
+        # at 0 a prediction would take an instance that it does not even touch
+        if not tious or not all(0 < tiou <= 1 for tiou in tious):
+            raise ValueError(f"tious must be in (0, 1], got {tious}")
         rules = dataclasses.replace(rules, tious=tuple(tious), averages=((tious[0], tious[-1]),))
     subset = subset or rules.subset
     truth_name, database = read_database(ground_truth)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,11 @@ from ahlm.files import read_json, write_json
 
 Source = str | Path | dict[str, Any]
 
+try:
+    typed_json: Any = importlib.import_module("ahlm.evaluation.typed_json")
+except ImportError:  # no msgspec: the json module reads the same files, slower and with more memory
+    typed_json = None
+
 
 def write_predictions(path: str | Path, predictions: dict[str, Any]) -> None:
     """Write an ActivityNet results object, atomically; scores and seconds keep all their digits."""
@@ -22,12 +29,19 @@ def write_predictions(path: str | Path, predictions: dict[str, Any]) -> None:
 
 
 def read_results(source: Source) -> tuple[str, dict[str, Any], dict[str, Any] | None]:
-    """Name of the source, its `results`, and our own part, if any; `version` and `external_data` may be absent."""
-    name, content = _named(source, "predictions")
-    results = content.get("results") if isinstance(content, dict) else None
-    if not isinstance(results, dict):
-        raise DataError(name, "results", "an object of videos", type(results).__name__)
-    extra = content.get("ahlm")
+    """Name of the source, its `results`, and our own part, if any; `version` and `external_data` may be absent.
+
+    The detections of a video may be undecoded; `predicted_instances` takes them as they are.
+    """
+    typed = None if typed_json is None or isinstance(source, dict) else typed_json.read_file(source)
+    if typed is not None:
+        name, (results, extra) = str(source), typed
+    else:
+        name, content = _named(source, "predictions")
+        results = content.get("results") if isinstance(content, dict) else None
+        if not isinstance(results, dict):
+            raise DataError(name, "results", "an object of videos", type(results).__name__)
+        extra = content.get("ahlm")
     return name, results, extra if isinstance(extra, dict) and "change_points" in extra else None
 
 
@@ -79,29 +93,47 @@ def predicted_instances(
     if not results.keys() & video_index.keys():
         # mmaction2 writes results without the v_ that its ground truth carries
         video_index |= {video.removeprefix("v_"): v for video, v in video_index.items()}
-    rows: list[tuple[int, int, float, float, float]] = []
+    parts: list[Instances] = []
     counts = {"predictions": 0, "unknown_videos": 0, "unknown_labels": 0}
     for video, items in results.items():
-        if not isinstance(items, list):
-            raise DataError(name, f"results.{video}", "a list of detections", type(items).__name__)
         v = video_index.get(video)
+        columns = None
+        if typed_json is not None and isinstance(items, typed_json.Raw):
+            columns = typed_json.columns(items) if v is not None else None
+            if columns is None:
+                try:
+                    items = json.loads(typed_json.plain(items))
+                except ValueError as error:
+                    raise DataError(name, f"results.{video}", "valid UTF-8 JSON", error) from None
+        if columns is None and not isinstance(items, list):
+            raise DataError(name, f"results.{video}", "a list of detections", type(items).__name__)
         if v is None:
             counts["unknown_videos"] += 1
             continue
-        for i, item in enumerate(items):
-            field = f"results.{video}[{i}]"
-            label, start, end = _labelled_segment(name, field, item)
-            score = _number(name, f"{field}.score", item.get("score"))
-            c = class_index.get(label)
-            if c is None:
-                counts["unknown_labels"] += 1
-                continue
-            rows.append((v, c, start, end, score))
-    counts["predictions"] = len(rows)
+        if columns is None:
+            rows = [_detection(name, f"results.{video}[{i}]", item) for i, item in enumerate(items)]
+            labels, start, end, score = list(zip(*rows, strict=True)) if rows else ((), (), (), ())
+        else:
+            labels, start, end, score = columns
+        index = np.array([class_index.get(label, -1) for label in labels], np.int64)
+        part = Instances(
+            np.full(len(index), v, np.int64),
+            index,
+            *(np.array(column, np.float64) for column in (start, end, score)),
+        )
+        known = index >= 0
+        counts["unknown_labels"] += len(index) - int(known.sum())
+        parts.append(part.where(known))
+    found = Instances._make(map(np.concatenate, zip(*parts, strict=True))) if parts else _columns([])
+    counts["predictions"] = found.size
     counts["missing_videos"] = len(
         set(range(len(videos))) - {video_index[video] for video in results if video in video_index}
     )
-    return _columns(rows), counts
+    return found, counts
+
+
+def _detection(name: str, field: str, item: Any) -> tuple[str, float, float, float]:
+    return *_labelled_segment(name, field, item), _number(name, f"{field}.score", item.get("score"))
 
 
 def _columns(rows: list[tuple[int, int, float, float, float]]) -> Instances:
@@ -127,7 +159,7 @@ def _labelled_segment(name: str, field: str, item: Any) -> tuple[str, float, flo
 def _number(name: str, field: str, value: Any) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise DataError(name, field, "a number", repr(value)) from None
     if not math.isfinite(number):
         raise DataError(name, field, "a finite number", value)
