@@ -5,6 +5,7 @@
 #include <limits>
 #include <numeric>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace ahlm {
@@ -51,10 +52,12 @@ void group(const std::int64_t* keys, std::size_t n, std::size_t n_keys, std::vec
 
 // scratch of one thread, sized before the loop over predictions
 struct Scratch {
-  std::vector<std::int64_t> first, count;  // of each video, into `instances`
-  std::vector<std::int64_t> instances;     // ground truth of the class, by video
-  std::vector<char> taken;                 // [tiou, instance]
-  std::vector<char> correct;               // [tiou, prediction]
+  std::vector<std::int64_t> first, count;               // of each video, into `instances`
+  std::vector<std::int64_t> instances;                  // ground truth of the class, by video
+  std::vector<std::pair<double, std::int64_t>> ranked;  // score and index of the class's predictions
+  std::vector<double> overlaps;                         // of one prediction with the instances of its video
+  std::vector<char> taken;                              // [tiou, instance]
+  std::vector<char> correct;                            // [tiou, prediction]
   std::vector<double> terms;
 };
 
@@ -80,6 +83,8 @@ void evaluate_class(const GroundTruth& truth, const Predictions& predictions, co
   }
   s.taken.assign(n_tious * n_truth, 0);
   s.correct.assign(n_tious * n_visits, 0);
+  s.overlaps.resize(n_truth);
+  const double lowest = n_tious ? *std::min_element(tious, tious + n_tious) : 0.0;
 
   for (std::size_t i = 0; i < n_visits; ++i) {
     const auto p = visits[i];
@@ -90,15 +95,21 @@ void evaluate_class(const GroundTruth& truth, const Predictions& predictions, co
     const std::int64_t* ranks = nullptr;
     if (predictions.tie_offsets && predictions.tie_offsets[p] >= 0)
       ranks = predictions.tie_ranks + predictions.tie_offsets[p] - first;
+    double largest = 0.0;
+    for (auto j = first; j < last; ++j) {
+      const auto g = s.instances[j];
+      s.overlaps[j] = temporal_iou(truth.start[g], truth.end[g], predictions.start[p], predictions.end[p]);
+      largest = std::max(largest, s.overlaps[j]);
+    }
+    if (largest < lowest) continue;
     for (std::size_t k = 0; k < n_tious; ++k) {
+      if (largest < tious[k]) continue;
       char* taken = s.taken.data() + k * n_truth;
       double best = tious[k];
       std::int64_t chosen = -1;
       for (auto j = first; j < last; ++j) {
         if (taken[j]) continue;
-        const auto g = s.instances[j];
-        const double overlap =
-            temporal_iou(truth.start[g], truth.end[g], predictions.start[p], predictions.end[p]);
+        const double overlap = s.overlaps[j];
         const bool wins_tie = chosen < 0 || !ranks || ranks[j] < ranks[chosen];
         if (overlap > best || (overlap == best && wins_tie)) best = overlap, chosen = j;
       }
@@ -162,8 +173,15 @@ void average_precision(const GroundTruth& truth, const Predictions& predictions,
       if (n_truth == 0) continue;
       auto* const begin = visits.data() + visit_offsets[c];
       auto* const end = visits.data() + visit_offsets[c + 1];
-      if (!predictions.order)
-        std::stable_sort(begin, end, [&](auto a, auto b) { return predictions.score[a] > predictions.score[b]; });
+      if (!predictions.order) {
+        // scores beside their indices: sorting indices alone would fetch every score from far away, again and again
+        scratch.ranked.clear();
+        for (auto* visit = begin; visit != end; ++visit) scratch.ranked.emplace_back(predictions.score[*visit], *visit);
+        std::sort(scratch.ranked.begin(), scratch.ranked.end(), [](const auto& a, const auto& b) {
+          return a.first > b.first || (a.first == b.first && a.second < b.second);
+        });
+        std::transform(scratch.ranked.begin(), scratch.ranked.end(), begin, [](const auto& r) { return r.second; });
+      }
       evaluate_class(truth, predictions, truth_members.data() + truth_offsets[c], n_truth, begin,
                      static_cast<std::size_t>(end - begin), n_classes, c, tious, n_tious, ap, matched, scratch);
     }
