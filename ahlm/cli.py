@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import ahlm
 
@@ -12,16 +13,19 @@ VERBS = {
     "train": "train from video-level labels, localise, evaluate",
     "infer": "localise actions with a trained model",
     "evaluate": "score detections (mAP at tIoU)",
-    "check": "look for problems in a folder of data",
-    "convert": "bring data of other projects into the layout read here",
+    "report": "draw what a run found",
 }
+
+
+def _module(verb: str) -> Any:
+    return importlib.import_module(f"ahlm.{verb}.__main__" if verb == "report" else f"ahlm.{verb}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in VERBS:
-        return int(importlib.import_module(f"ahlm.{argv[0]}").main(argv[1:]))
+        return int(_module(argv[0]).main(argv[1:]))
     if argv == ["--version"]:
         print(f"ahlm {ahlm.__version__}")
         return 0

@@ -20,9 +20,9 @@ from tqdm import tqdm
 from ahlm.arguments import config_mapping, config_parser, parse
 from ahlm.checkpoint import Checkpoint, load_state, load_weights, save_state, save_weights
 from ahlm.config import Config, OptimConfig
-from ahlm.data.dataset import FeatureDataset, open_dataset
+from ahlm.data.dataset import FeatureDataset
 from ahlm.data.sampling import collate, crop_start, sample_snippets_train
-from ahlm.data.synthetic import demo_dataset
+from ahlm.data.synthetic import open_split
 from ahlm.errors import DataError
 from ahlm.evaluation import Result, evaluate
 from ahlm.evaluation.predictions import write_predictions
@@ -228,13 +228,6 @@ def fit(trainer: Trainer, folder: RunFolder, progress: bool = True) -> None:
     trainer.model.eval()
 
 
-def open_split(config: Config, split: str, classes: tuple[str, ...] | None = None) -> FeatureDataset:
-    """A split of the user's data set, or of the generated demo."""
-    if config.data.root is None:
-        return demo_dataset(split)
-    return open_dataset(config.data, split, classes=classes)
-
-
 def test(predictor: Predictor, dataset: FeatureDataset, folder: RunFolder) -> Result:
     """Localise and evaluate the test split; writes predictions.json and eval.json."""
     predictions = predict(predictor, dataset)
@@ -254,8 +247,8 @@ def run(config: Config, options: Any, argv: Sequence[str]) -> int:
         config = checkpoint.config
     else:
         folder = RunFolder.create(options.output_dir, name, options.overwrite)
-    training = open_split(config, "train")
-    testing = open_split(config, "test", training.classes)
+    training = open_split(config.data, "train")
+    testing = open_split(config.data, "test", training.classes)
     print(describe(training, testing, device, config))
     if options.eval_only:
         predictor = Predictor(checkpoint, device)

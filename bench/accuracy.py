@@ -58,6 +58,10 @@ def run(config: Config, root: str, detector_only: bool) -> dict[str, Any]:
     predictor = Predictor(checkpoint)
     analyses = predictor.analyse_dataset(testing, progress=False)
     rows: dict[str, Any] = {"seed": config.seed, "training_seconds": round(seconds, 1)}
+    if detector_only:
+        predictions = predict(predictor, testing, analyses)
+        scores = evaluate(testing.ground_truth("test"), predictions, config.protocol).change_points or {}
+        return rows | {"boundaries": {"detected": scores["detected"]}}
     ways: dict[str, tuple[LocalizationConfig, bool]] = {
         "recipe": (config.localization, False),
         "change_points": (dataclasses.replace(config.localization, proposals="change_points"), False),
@@ -103,7 +107,8 @@ def main() -> None:
             averages = [100 * row[name]["average"] for row in runs]
             high = [100 * row[name]["mAP"]["0.7"] for row in runs]
             print(f"{name:14s} average {np.mean(averages):5.1f} +- {np.std(averages):.1f}   @0.7 {np.mean(high):5.1f}")
-    for stage in ("detected", "refined", "foreground"):
+    # without a trained classifier only the detector's own points mean something
+    for stage in ("detected",) if fields else ("detected", "refined", "foreground"):
         for name in ("f1", "precision", "recall", "rate", "true_rate"):
             values = [row["boundaries"][stage]["1"][name] for row in runs]
             print(f"{stage:10s} {name:10s} {np.mean(values):.3f} +- {np.std(values):.3f}")

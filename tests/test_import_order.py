@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[1]
 # each layer may import itself and the layers below it
 LAYERS = [
     ["ahlm.cli"],
-    ["ahlm.train", "ahlm.convert", "ahlm.check"],
+    ["ahlm.train", "ahlm.convert", "ahlm.check", "ahlm.report"],
     ["ahlm.infer", "ahlm.evaluate"],
-    ["ahlm.report", "ahlm.checkpoint", "ahlm.run_folder"],
+    ["ahlm.checkpoint", "ahlm.run_folder"],
     ["ahlm.localization", "ahlm.model", "ahlm.evaluation"],
     ["ahlm.data"],
     ["ahlm.arguments", "ahlm.timeline", "ahlm.files", "ahlm.config", "ahlm.errors", "ahlm.kernels", "ahlm._core"],

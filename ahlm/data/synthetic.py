@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ahlm.config import DataConfig
 from ahlm.data.annotations import Segment
-from ahlm.data.dataset import FeatureDataset, Video
+from ahlm.data.dataset import FeatureDataset, Video, open_dataset
 from ahlm.files import replacing, write_json, write_text
 from ahlm.timeline import FeatureSpec
 
@@ -75,6 +76,11 @@ def demo_dataset(split: str) -> FeatureDataset:
     return FeatureDataset(
         splits[split], DEMO_CLASSES, spec, spec_source="demo", layout="generated demo", feature_dim=DEMO_DIM
     )
+
+
+def open_split(config: DataConfig, split: str, classes: tuple[str, ...] | None = None) -> FeatureDataset:
+    """A split of the user's data set, or, without a root, of the demo."""
+    return demo_dataset(split) if config.root is None else open_dataset(config, split, classes)
 
 
 def _demo_video(

@@ -1,0 +1,141 @@
+"""One video as an SVG picture: ground truth, detections, attention, CAS, and the change-point test over time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+WIDTH, LEFT, RIGHT = 960, 108, 12
+TRACK, GAP = 46, 10
+# Okabe-Ito: told apart by colour-blind readers, on white and on black
+COLOURS = {"foreground": "#d55e00", "context": "#e69f00", "background": "#56b4e9", "cas": "#009e73", "ratio": "#8a6fbf"}
+CLASS_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+STYLE = (
+    "text{font:12px system-ui,sans-serif;fill:#24292f}.axis{stroke:#8c959f;stroke-width:1}.quiet{fill:#8c959f}"
+    ".line{fill:none;stroke-width:1.6;stroke-linejoin:round}.point{stroke:#24292f;stroke-width:1.2}"
+    ".pale{stroke:#8c959f;stroke-width:1;stroke-dasharray:2 2}"
+    "@media(prefers-color-scheme:dark){text{fill:#e6edf3}.point{stroke:#e6edf3}}"
+)
+
+
+class Bar(NamedTuple):
+    """A labelled stretch of time in seconds, with an opacity between 0 and 1."""
+
+    label: str
+    start_s: float
+    end_s: float
+    opacity: float = 1.0
+
+
+class Timeline(NamedTuple):
+    """What the picture shows of a video of n snippets.
+
+    Attributes:
+        title: above the picture.
+        edges_s: seconds of the n + 1 snippet edges.
+        truth: annotated segments.
+        detections: found segments.
+        attention: foreground, context, background [n, 3].
+        cas: CAS of the best class [n] and its name.
+        cas_label: that name.
+        log_ratio: log(D_static / D_change) [n], NaN where not tested.
+        detected_s: change-points in seconds.
+        foreground_s: those that attention kept as boundaries.
+    """
+
+    title: str
+    edges_s: NDArray[np.float64]
+    truth: Sequence[Bar]
+    detections: Sequence[Bar]
+    attention: NDArray[np.float32]
+    cas: NDArray[np.float32]
+    cas_label: str
+    log_ratio: NDArray[np.float64]
+    detected_s: NDArray[np.float64]
+    foreground_s: NDArray[np.float64]
+
+
+def timeline_svg(timeline: Timeline) -> str:
+    """The picture as a self-contained SVG document; all text from data is escaped."""
+    end = float(timeline.edges_s[-1])
+    labels = sorted({bar.label for bar in (*timeline.truth, *timeline.detections)})
+    colour = {label: CLASS_COLOURS[i % len(CLASS_COLOURS)] for i, label in enumerate(labels)}
+    parts: list[str] = []
+    y = 30.0
+
+    def x(seconds: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * seconds / end
+
+    def name(text: str, top: float, tone: str = "") -> None:
+        style = f' style="fill:{tone}"' if tone else ""
+        parts.append(f'<text x="{LEFT - 8}" y="{top:.0f}" text-anchor="end"{style}>{escape(text)}</text>')
+
+    def bars(title: str, rows: Sequence[Bar]) -> None:
+        nonlocal y
+        name(title, y + 15)
+        for bar in rows:
+            left, width = x(bar.start_s), max(1.5, x(bar.end_s) - x(bar.start_s))
+            about = f"{bar.label} {bar.start_s:.1f}-{bar.end_s:.1f} s"
+            parts.append(
+                f'<rect x="{left:.1f}" y="{y:.0f}" width="{width:.1f}" height="22" rx="3" '
+                f'fill="{colour[bar.label]}" fill-opacity="{bar.opacity:.2f}"><title>{escape(about)}</title></rect>'
+            )
+        y += 22 + GAP
+
+    def curve(values: NDArray[np.float64], low: float, high: float, tone: str) -> None:
+        centres = (timeline.edges_s[:-1] + timeline.edges_s[1:]) / 2
+        heights = y + TRACK * (1 - (np.clip(values, low, high) - low) / (high - low))
+        points = [f"{x(s):.1f},{h:.1f}" for s, h in zip(centres, heights, strict=True) if np.isfinite(h)]
+        parts.append(f'<polyline class="line" style="stroke:{tone}" points="{" ".join(points)}"/>')
+
+    def base() -> None:
+        nonlocal y
+        y += TRACK
+        parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.0f}" y2="{y:.0f}"/>')
+        y += GAP
+
+    parts.append(f'<text x="{LEFT}" y="17" style="font-weight:600">{escape(timeline.title)}</text>')
+    offset = LEFT + 260.0
+    for label in labels:
+        parts.append(f'<rect x="{offset:.0f}" y="7" width="11" height="11" rx="2" fill="{colour[label]}"/>')
+        parts.append(f'<text x="{offset + 16:.0f}" y="17">{escape(label)}</text>')
+        offset += 34 + 7 * len(label)
+    first = y
+    bars("ground truth", timeline.truth)
+    bars("detections", timeline.detections)
+    for i, branch in enumerate(("foreground", "context", "background")):
+        name(branch, y + 13 + 14 * i, COLOURS[branch])
+        curve(timeline.attention[:, i].astype(np.float64), 0, 1, COLOURS[branch])
+    base()
+    name("CAS", y + 13, COLOURS["cas"])
+    name(timeline.cas_label, y + 28, COLOURS["cas"])
+    curve(timeline.cas.astype(np.float64), 0, max(1e-6, float(timeline.cas.max())), COLOURS["cas"])
+    base()
+    name("log D_static/", y + 13, COLOURS["ratio"])
+    name("D_change", y + 28, COLOURS["ratio"])
+    finite = timeline.log_ratio[np.isfinite(timeline.log_ratio)]
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+    curve(timeline.log_ratio, low, max(high, low + 1e-6), COLOURS["ratio"])
+    base()
+    name("change-points", y + 13)
+    kept = set(np.round(timeline.foreground_s, 6).tolist())
+    for seconds in timeline.detected_s.tolist():
+        top, style = (first, "point") if round(seconds, 6) in kept else (y - 2, "pale")
+        parts.append(
+            f'<line class="{style}" x1="{x(seconds):.1f}" x2="{x(seconds):.1f}" y1="{top:.0f}" y2="{y + 16:.0f}"/>'
+        )
+    y += 16 + GAP
+    step = max(1, round(end / 8))
+    for seconds in range(0, int(end) + 1, step):
+        parts.append(
+            f'<text class="quiet" x="{x(seconds):.1f}" y="{y + 10:.0f}" text-anchor="middle">{seconds} s</text>'
+        )
+    height = y + 18
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" role="img" '
+        f'aria-label="{escape(timeline.title)}"><style>{STYLE}</style>{"".join(parts)}</svg>\n'
+    )
