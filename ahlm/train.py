@@ -129,6 +129,7 @@ class Trainer:
         self.parts = (Part(model.classifier, config.classifier_optim), Part(model.detector, config.detector_optim))
         self.total_steps = max(part.config.iterations for part in self.parts)
         self.step = 0
+        self.best_validation = -1.0
 
     def train_step(self) -> dict[str, float]:
         """Train on one batch of each module that is not done yet; returns losses and the firing rate."""
@@ -169,13 +170,20 @@ class Trainer:
         self.step += 1
         return {name: value.item() for name, value in record.items()}
 
+    def checkpoint(self) -> Checkpoint:
+        """The model as it stands."""
+        dataset = self.dataset
+        return Checkpoint(self.model, self.config, dataset.classes, dataset.spec, dataset.feature_dim, self.step)
+
     def state(self) -> dict[str, Any]:
         """What a resumed run needs beside the weights."""
-        return {"step": self.step, "optimizers": [part.optimizer.state_dict() for part in self.parts]}
+        optimizers = [part.optimizer.state_dict() for part in self.parts]
+        return {"step": self.step, "best_validation": self.best_validation, "optimizers": optimizers}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state; the weights are loaded by the caller."""
-        self.step = state["step"]
+        """Go on from a saved state with its weights."""
+        self.model.load_state_dict(state["weights"])
+        self.step, self.best_validation = state["step"], state["best_validation"]
         for part, saved in zip(self.parts, state["optimizers"], strict=True):
             part.optimizer.load_state_dict(saved)
 
@@ -196,15 +204,49 @@ def stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def fit(trainer: Trainer, folder: RunFolder, progress: bool = True) -> None:
-    """Train to the end, logging and saving on the way; raises `Interrupted` after a signal, with the state saved."""
+def fit(
+    trainer: Trainer,
+    folder: RunFolder,
+    validation: FeatureDataset | None = None,
+    *,
+    tensorboard: bool = False,
+    progress: bool = True,
+) -> None:
+    """Train to the end, logging and saving on the way.
+
+    Args:
+        trainer: where it starts, and where it ends.
+        folder: where metrics, weights and state go.
+        validation: scored whenever the state is saved; the best weights are kept beside the last.
+        tensorboard: also write TensorBoard's event files.
+        progress: show a bar on a terminal.
+
+    Raises:
+        Interrupted: a signal came; the state was saved.
+    """
+    writer = summary_writer(folder) if tensorboard else None
+
+    def log(record: dict[str, Any]) -> None:
+        folder.log(record)
+        if writer is not None:
+            for name, value in record.items():
+                if name != "step":
+                    writer.add_scalar(name, value, record["step"])
 
     def save() -> None:
-        config, dataset = trainer.config, trainer.dataset
-        checkpoint = Checkpoint(trainer.model, config, dataset.classes, dataset.spec, dataset.feature_dim, trainer.step)
         # weights and state must belong to the same step, so the weights travel in the state as well
         save_state(folder.state, trainer.state() | {"weights": trainer.model.state_dict()})
-        save_weights(folder.weights, checkpoint)
+        save_weights(folder.weights, trainer.checkpoint())
+
+    def validate() -> None:
+        if validation is None:
+            return
+        average = score(Predictor(trainer.checkpoint(), str(trainer.device)), validation, progress=False)[1].headline
+        trainer.model.train()
+        log({"step": trainer.step, "validation_mAP": average})
+        if average > trainer.best_validation:
+            trainer.best_validation = average
+            save_weights(folder.best, trainer.checkpoint())
 
     started, first = time.perf_counter(), trainer.step
     with (
@@ -216,64 +258,93 @@ def fit(trainer: Trainer, folder: RunFolder, progress: bool = True) -> None:
         while trainer.step < trainer.total_steps:
             record = trainer.train_step()
             bar.update()
-            if trainer.step % LOG_EVERY == 0 or trainer.step == trainer.total_steps:
+            done = trainer.step == trainer.total_steps
+            if trainer.step % LOG_EVERY == 0 or done:
                 seconds = (time.perf_counter() - started) / (trainer.step - first)
-                folder.log({"step": trainer.step, "seconds_per_step": round(seconds, 5), **record})
+                log({"step": trainer.step, "seconds_per_step": round(seconds, 5), **record})
                 bar.set_postfix({k: f"{record[k]:.3g}" for k in ("loss_efc", "loss_dfc", "firing_rate") if k in record})
-            if trainer.step % SAVE_EVERY == 0 or received:
+            if trainer.step % SAVE_EVERY == 0 or done:
+                validate()
+            if trainer.step % SAVE_EVERY == 0 or done or received:
                 save()
-            if received:
+            if received and not done:
                 raise Interrupted
-        save()
+        if first == trainer.total_steps:
+            save()
     trainer.model.eval()
+    if writer is not None:
+        writer.close()
 
 
-def test(predictor: Predictor, dataset: FeatureDataset, folder: RunFolder) -> Result:
-    """Localise and evaluate the test split; writes predictions.json and eval.json."""
-    predictions = predict(predictor, dataset)
+def summary_writer(folder: RunFolder) -> Any:
+    """TensorBoard's writer; raises `ModuleNotFoundError` with the remedy where the extra is missing."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("--tensorboard needs tensorboardX: pip install 'ahlm[tb]'") from None
+    return SummaryWriter(str(folder.path / "tensorboard"))
+
+
+def score(predictor: Predictor, dataset: FeatureDataset, progress: bool = True) -> tuple[dict[str, Any], Result]:
+    """Predictions on a split and their evaluation under the run's protocol."""
+    predictions = predict(predictor, dataset, predictor.analyse_dataset(dataset, progress))
+    truth = dataset.ground_truth("test")
+    return predictions, evaluate(truth, predictions, protocol=predictor.config.protocol, subset="test")
+
+
+def test(dataset: FeatureDataset, folder: RunFolder, device: str) -> Result:
+    """Localise and evaluate the test split with the last checkpoint; writes predictions.json and eval.json.
+
+    Where a validation split chose a best checkpoint, its test result stands in eval.json under `best`.
+    """
+    predictor = Predictor(load_weights(folder.weights), device)
+    predictions, result = score(predictor, dataset)
     write_predictions(folder.predictions, predictions)
-    result = evaluate(dataset.ground_truth("test"), predictions, protocol=predictor.config.protocol, subset="test")
-    write_json(folder.evaluation, {"checkpoint": "last", "step": predictor.checkpoint.step, **result.to_dict()})
+    summary = {"checkpoint": "last", "step": predictor.checkpoint.step, **result.to_dict()}
+    if folder.best.exists():
+        best = Predictor(load_weights(folder.best), device)
+        summary["best"] = {
+            "checkpoint": "best on validation",
+            "step": best.checkpoint.step,
+            **score(best, dataset)[1].to_dict(),
+        }
+    write_json(folder.evaluation, summary)
     return result
 
 
 def run(config: Config, options: Any, argv: Sequence[str]) -> int:
     """Body of the command; see `--help`."""
     device = select_device(config.device)
-    name = "demo" if config.data.root is None else Path(config.data.root).resolve().name
-    if options.resume or options.eval_only:
-        folder = RunFolder(options.resume or options.eval_only)
-        checkpoint = load_weights(folder.weights)
-        config = checkpoint.config
-    else:
+    earlier = options.resume or options.eval_only
+    if earlier:
+        folder = RunFolder(earlier)
+        config = load_weights(folder.weights).config
+        print(f"settings are those of {folder.path}")
+    everything = open_split(config.data, "train")
+    testing = open_split(config.data, "test", everything.classes)
+    training, validation = everything, None
+    if config.data.validation:
+        training, validation = everything.split_validation(config.data.validation)
+    print(describe(training, validation, testing, device, config))
+    if not earlier:
+        name = "demo" if config.data.root is None else Path(config.data.root).resolve().name
         folder = RunFolder.create(options.output_dir, name, options.overwrite)
-    training = open_split(config.data, "train")
-    testing = open_split(config.data, "test", training.classes)
-    print(describe(training, testing, device, config))
-    if options.eval_only:
-        predictor = Predictor(checkpoint, device)
-        print(test(predictor, testing, folder))
-        return 0
-    trainer = Trainer(new_model(training, config), training, config, device)
-    if options.resume:
-        state = load_state(folder.state)
-        trainer.model.load_state_dict(state["weights"])
-        trainer.restore(state)
-        folder.forget_after(trainer.step + 1)
-        print(f"resuming {folder.path} at step {trainer.step} of {trainer.total_steps}")
-    else:
         folder.write_config(yaml.safe_dump(config_mapping(config), sort_keys=False))
-    folder.write_environment(device, backends(), list(argv))
-    try:
-        fit(trainer, folder)
-    except Interrupted:
-        print(
-            f"stopped at step {trainer.step}; go on with: python -m ahlm.train --resume {folder.path}", file=sys.stderr
-        )
-        return 130
-    result = test(Predictor(load_weights(folder.weights), device), testing, folder)
-    print(result)
-    print(f"results of the last checkpoint (step {trainer.step}) in {folder.path}")
+    if not options.eval_only:
+        trainer = Trainer(new_model(training, config), training, config, device)
+        if options.resume:
+            trainer.restore(load_state(folder.state))
+            folder.forget_after(trainer.step)
+            print(f"resuming at step {trainer.step} of {trainer.total_steps}")
+        folder.write_environment(device, backends(), list(argv))
+        try:
+            fit(trainer, folder, validation, tensorboard=options.tensorboard)
+        except Interrupted:
+            again = f"python -m ahlm.train --resume {folder.path}"
+            print(f"stopped at step {trainer.step}; go on with: {again}", file=sys.stderr)
+            return 130
+    print(test(testing, folder, device))
+    print(f"results of the last checkpoint in {folder.path}")
     return 0
 
 
@@ -286,14 +357,17 @@ def backends() -> dict[str, str]:
     return {"scan": default_backend("cpu"), "lcs": "numba", "mAP": map_backend, "nms": nms_backend}
 
 
-def describe(training: FeatureDataset, testing: FeatureDataset, device: str, config: Config) -> str:
+def describe(
+    training: FeatureDataset, validation: FeatureDataset | None, testing: FeatureDataset, device: str, config: Config
+) -> str:
     """What the run works on: device, data, timeline, and what was mended."""
     spec = training.spec
     used = ", ".join(f"{name}={backend}" for name, backend in backends().items())
     lines = [
         f"device {device}; backends: {used}; seed {config.seed}",
         f"train {len(training)} videos ({len(training.missing)} missing), "
-        f"test {len(testing)} ({len(testing.missing)} missing), {len(training.classes)} classes, "
+        + (f"validation {len(validation)}, " if validation else "")
+        + f"test {len(testing)} ({len(testing.missing)} missing), {len(training.classes)} classes, "
         f"{training.feature_dim} features a snippet, layout {training.layout}",
         f"{spec.fps:g} fps, stride {spec.stride:g}, window {spec.window:g} (from {training.spec_source}): "
         f"{spec.snippet_s:.3g} s a snippet",
@@ -312,13 +386,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--eval-only", type=str | None, default=None, metavar="RUN", help="evaluate a trained run again"
     )
+    parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard's event files")
     config, options = parse(parser, argv)
     try:
         return run(config, options, argv)
+    except KeyboardInterrupt:
+        return 130
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
-    except FileExistsError as error:
+    except (FileExistsError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except FloatingPointError as error:

@@ -47,6 +47,11 @@ class Result:
     counts: dict[str, int]
     change_points: dict[str, dict[str, dict[str, float]]] | None = None
 
+    @property
+    def headline(self) -> float:
+        """The average over the widest range of thresholds: the one number that ranks checkpoints."""
+        return list(self.average.values())[-1]
+
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON values."""
         return dataclasses.asdict(self)
