@@ -138,12 +138,35 @@ def test_resume_gives_the_weights_of_an_uninterrupted_run(tmp_path: Path, stop_a
     first.total_steps = stop_at  # ends here: fit only saves
     fit(first, folder, progress=False)
     second = Trainer(new_model(dataset, config), dataset, config)
-    state = load_state(folder.state)
-    second.model.load_state_dict(state["weights"])
-    second.restore(state)
+    second.restore(load_state(folder.state))
     fit(second, folder, progress=False)
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(second)[name]), name
+
+
+def test_best_is_chosen_on_validation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert main([*SHORT, "--output-dir", str(run), "--data.validation", "0.25"]) == 0
+    assert "train 30 videos (0 missing), validation 10, test 20" in capsys.readouterr().out
+    scores = [record for record in read_metrics(run / FILES["metrics"]) if "validation_mAP" in record]
+    assert [record["step"] for record in scores] == [8]
+    assert load_weights(run / FILES["best"]).step == 8
+    evaluation = json.loads((run / FILES["evaluation"]).read_text())
+    assert evaluation["checkpoint"] == "last"
+    assert evaluation["best"]["checkpoint"] == "best on validation"
+
+
+def test_tensorboard_is_an_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    assert main([*SHORT, "--output-dir", str(tmp_path / "run"), "--tensorboard"]) == 2
+    assert "pip install 'ahlm[tb]'" in capsys.readouterr().err
+
+
+def test_bad_data_leaves_no_folder_behind(tmp_path: Path) -> None:
+    assert main(["--data.root", str(tmp_path / "nowhere"), "--output-dir", str(tmp_path / "run")]) == 3
+    assert not (tmp_path / "run").exists()
 
 
 def test_interrupted_run_keeps_its_state_and_exits_130(tmp_path: Path) -> None:
