@@ -17,6 +17,8 @@ class DataConfig:
         window: frames a snippet covers, likewise.
         validation: share of the training list, from its end, kept for validation (0: none).
         missing: what to do about listed videos without features: stop, or skip them and say so.
+        features: folder of the features within `root`; none: found by its content.
+        annotations: annotation file within `root`; none: gt.json, labels.csv or the only JSON that can be it.
     """
 
     root: str | None = None
@@ -25,6 +27,8 @@ class DataConfig:
     window: float = 16
     validation: float = 0.0
     missing: Literal["error", "skip"] = "error"
+    features: str | None = None
+    annotations: str | None = None
 
 
 @dataclass(frozen=True)
@@ -211,6 +215,7 @@ class Config:
         localization: from change-points and CAS to detections.
         protocol: evaluation protocol.
         seed: seed of everything random.
+        save_every: steps between saved states, which are also scored where there is a validation split.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
     """
 
@@ -224,4 +229,5 @@ class Config:
     localization: LocalizationConfig = field(default_factory=LocalizationConfig)
     protocol: str = "thumos14"
     seed: int = 0
+    save_every: int = 200
     device: str = "auto"

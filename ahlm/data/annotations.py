@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,11 +13,7 @@ from typing import Any, NamedTuple
 from ahlm.errors import DataError
 from ahlm.files import read_json
 
-# names under which the two halves of a data set go; compared without case
-SUBSETS: Mapping[str, frozenset[str]] = {
-    "train": frozenset({"train", "training", "validation", "val"}),
-    "test": frozenset({"test", "testing", "validation", "val"}),
-}
+TRAINING, VALIDATION, TESTING = ({"train", "training"}, {"validation", "val"}, {"test", "testing"})
 
 
 class Segment(NamedTuple):
@@ -34,7 +31,7 @@ class Annotation:
     Attributes:
         subset: as the file names it; empty when it does not.
         duration_s: none when the file does not say.
-        labels: video-level labels, sorted.
+        labels: video-level labels, sorted: those of the segments and those of the video itself.
         segments: action instances; empty for videos with tags only.
     """
 
@@ -44,21 +41,41 @@ class Annotation:
     segments: tuple[Segment, ...]
 
 
-def read_annotations(path: str | Path) -> dict[str, Annotation]:
-    """Annotations of every video of an ActivityNet JSON or of a CSV `video,label[,start,end]`.
+def read_annotations(path: str | Path, problems: list[DataError] | None = None) -> dict[str, Annotation]:
+    """Annotations of every video of an ActivityNet JSON or of a CSV `video,label[,start,end][,subset]`.
 
-    Segments may be numbers or strings, durations may be absent, as in the files of BaSNet and CoLA.
+    Segments may be numbers or strings, durations may be absent, as in the files of BaSNet and CoLA. A video of the
+    JSON may name video-level `labels` beside or instead of segments.
+
+    Args:
+        path: the file; a CSV by its suffix.
+        problems: takes the errors of single videos, which are then left out; none: the first one is raised.
+
+    Raises:
+        DataError: the file cannot be read, or a video in it is malformed.
     """
     path = Path(path)
-    return _read_csv(path) if path.suffix == ".csv" else _read_activitynet(path)
-
-
-def _read_activitynet(path: Path) -> dict[str, Annotation]:
+    if path.suffix == ".csv":
+        return _read_csv(path, problems)
     content = read_json(path)
     database = content.get("database") if isinstance(content, dict) else None
     if not isinstance(database, dict):
         raise DataError(path, "database", "an object of videos", type(database).__name__)
-    return {name: _annotation(path, name, entry) for name, entry in database.items()}
+    annotations = {}
+    for name, entry in database.items():
+        with _collect(problems):
+            annotations[name] = _annotation(path, name, entry)
+    return annotations
+
+
+@contextmanager
+def _collect(problems: list[DataError] | None) -> Iterator[None]:
+    try:
+        yield
+    except DataError as error:
+        if problems is None:
+            raise
+        problems.append(error)
 
 
 def _annotation(path: Path, name: str, entry: Any) -> Annotation:
@@ -70,40 +87,52 @@ def _annotation(path: Path, name: str, entry: Any) -> Annotation:
         if not isinstance(item, dict) or not isinstance(item.get("label"), str):
             raise DataError(path, f"{field}.label", "a string", item)
         segments.append(Segment(*_segment(path, f"{field}.segment", item.get("segment")), item["label"]))
+    tags = entry.get("labels", [])
+    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+        raise DataError(path, f"database.{name}.labels", "a list of strings", tags)
     duration = entry.get("duration")
     if duration is not None:
         duration = _number(path, f"database.{name}.duration", duration)
         if duration <= 0:
             raise DataError(path, f"database.{name}.duration", "a positive number of seconds", duration)
-    labels = tuple(sorted({segment.label for segment in segments}))
+    labels = tuple(sorted({segment.label for segment in segments} | set(tags)))
     return Annotation(str(entry.get("subset", "")), duration, labels, tuple(segments))
 
 
-def _read_csv(path: Path) -> dict[str, Annotation]:
+def _read_csv(path: Path, problems: list[DataError] | None) -> dict[str, Annotation]:
     if not path.is_file():
         raise DataError(path, "file", "a CSV with the columns video,label", "no such file")
     labels: dict[str, set[str]] = {}
     segments: dict[str, list[Segment]] = {}
+    subsets: dict[str, str] = {}
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, skipinitialspace=True)
         if not {"video", "label"} <= set(reader.fieldnames or ()):
-            raise DataError(path, "header", "the columns video,label[,start,end]", reader.fieldnames)
+            raise DataError(path, "header", "the columns video,label[,start,end][,subset]", reader.fieldnames)
         for row in reader:
-            name, label = (row["video"] or "").strip(), (row["label"] or "").strip()
-            if not name or not label:
-                raise DataError(path, f"line {reader.line_num}", "a video and a label", dict(row))
-            labels.setdefault(name, set()).add(label)
-            if row.get("start") and row.get("end"):
-                bounds = _segment(path, f"line {reader.line_num}", [row["start"], row["end"]])
-                segments.setdefault(name, []).append(Segment(*bounds, label))
+            # a short row has none where a column is missing, a long one a list under no name
+            cells = {column: value.strip() for column, value in row.items() if column and isinstance(value, str)}
+            with _collect(problems):
+                name, label = cells.get("video", ""), cells.get("label", "")
+                if not name or not label:
+                    raise DataError(path, f"line {reader.line_num}", "a video and a label", cells)
+                start, end = cells.get("start", ""), cells.get("end", "")
+                if start or end:
+                    bounds = _segment(path, f"line {reader.line_num}", [start, end])
+                    segments.setdefault(name, []).append(Segment(*bounds, label))
+                if subsets.setdefault(name, cells.get("subset", "")) != cells.get("subset", ""):
+                    raise DataError(path, f"line {reader.line_num}", f"subset {subsets[name]}", cells.get("subset"))
+                labels.setdefault(name, set()).add(label)
     return {
-        name: Annotation("", None, tuple(sorted(own)), tuple(segments.get(name, ()))) for name, own in labels.items()
+        name: Annotation(subsets[name], None, tuple(sorted(own)), tuple(segments.get(name, ())))
+        for name, own in labels.items()
     }
 
 
 def _number(path: Path, field: str, value: Any) -> float:
     try:
-        number = float(value)
+        # a bool is an int to Python and a slip to us
+        number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         raise DataError(path, field, "a number of seconds", repr(value)) from None
     if not math.isfinite(number):
@@ -123,6 +152,24 @@ def read_split(path: str | Path) -> list[str]:
     if not path.is_file():
         raise DataError(path, "file", "a list of video names, one a line", "no such file")
     return list(dict.fromkeys(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()))
+
+
+def subset_videos(annotations: Mapping[str, Annotation], split: str) -> list[str]:
+    """Videos of a split by the subset that the annotations name, compared without case.
+
+    `validation` trains where there is a test subset with labels (THUMOS14) and tests where there is none (ActivityNet,
+    whose test subset is listed without annotations).
+    """
+
+    def of(names: set[str]) -> list[str]:
+        return [name for name, annotation in annotations.items() if annotation.subset.lower() in names]
+
+    testing = [name for name in of(TESTING) if annotations[name].labels]
+    if split in TRAINING:
+        return of(TRAINING) or (of(VALIDATION) if testing else [])
+    if split in TESTING:
+        return testing or of(VALIDATION)
+    return of(VALIDATION if split in VALIDATION else {split.lower()})
 
 
 def class_list(annotations: Iterable[Annotation]) -> tuple[str, ...]:

@@ -11,13 +11,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ahlm.config import DataConfig
-from ahlm.data.annotations import Segment, class_list, read_annotations, read_split
-from ahlm.data.feature_store import check_features, load_features
+from ahlm.data.annotations import Annotation, Segment, class_list, read_annotations
+from ahlm.data.feature_store import (
+    Source,
+    check_features,
+    features_shape,
+    load_features,
+    map_features,
+    streams_differ,
+)
+from ahlm.data.layouts import (
+    Layout,
+    affixes,
+    detect_layout,
+    find_annotations,
+    skipped_videos,
+    split_videos,
+    timestamps_spec,
+)
 from ahlm.errors import DataError
 from ahlm.files import read_json
 from ahlm.timeline import FeatureSpec
 
-MEMORY_BUDGET = 4 << 30  # bytes of features kept in memory; larger splits are read from disk each time
+MEMORY_BUDGET = 4 << 30  # bytes of features kept in memory; beyond it they are memory-mapped each time
+DURATION_TOLERANCE = 2  # snippets by which a duration and a snippet count may disagree
 
 
 @dataclass(frozen=True)
@@ -26,29 +43,29 @@ class Video:
 
     Attributes:
         id: its name.
-        source: its feature file, or the array [n, F] itself.
+        source: its feature file, one file a stream, or the array [n, F] itself.
         labels: video-level labels, sorted.
         segments: action instances, for evaluation only; training never reads them.
         duration_s: none when unknown; detections then end with the last snippet.
     """
 
     id: str
-    source: Path | NDArray[np.float32]
+    source: Source | NDArray[np.float32]
     labels: tuple[str, ...] = ()
     segments: tuple[Segment, ...] = ()
     duration_s: float | None = None
 
 
 class FeatureDataset:
-    """Videos of one split; `features(i)` is checked when first read and then kept, memory permitting.
+    """Videos of one split; `features(i)` is checked when first read and then kept, or memory-mapped beyond the budget.
 
     Attributes:
         videos: in the order of the split list.
         classes: names, sorted; the order of the model's outputs.
         spec: fps, stride and window of the features.
-        spec_source: where `spec` comes from, `features.json` or `recipe`.
+        spec_source: where `spec` comes from: `features.json`, `timestamps` or `recipe`.
         feature_dim: F.
-        layout: name of the layout on disk.
+        layout: name of the layout on disk; `memory` when there is none.
         missing: listed videos without features, left out.
         notes: what was found and mended on opening, a line each.
     """
@@ -69,6 +86,7 @@ class FeatureDataset:
         self.notes: tuple[str, ...] = ()
         self._cache: dict[int, NDArray[np.float32]] = {}
         self._lengths: dict[int, int] = {}
+        self._checked: set[int] = set()
         self._cached_bytes = 0
         self._feature_dim = feature_dim
 
@@ -79,7 +97,8 @@ class FeatureDataset:
     def feature_dim(self) -> int:
         """F, taken from the first video unless given."""
         if self._feature_dim is None:
-            self._feature_dim = self.features(0).shape[1]
+            self.n_snippets(0)
+        assert self._feature_dim is not None
         return self._feature_dim
 
     def features(self, i: int) -> NDArray[np.float32]:
@@ -89,18 +108,28 @@ class FeatureDataset:
         source = self.videos[i].source
         if isinstance(source, np.ndarray):
             features = check_features(source, self.videos[i].id, self._feature_dim)
+        elif i in self._checked:
+            # beyond the budget: float32 files are read only where they are touched
+            features = map_features(source)
         else:
             features = load_features(source, self._feature_dim)
+        self._checked.add(i)
         self._lengths[i] = len(features)
+        if self._feature_dim is None:
+            self._feature_dim = features.shape[1]
         if self._cached_bytes + features.nbytes <= MEMORY_BUDGET:
             self._cache[i] = features
             self._cached_bytes += features.nbytes
         return features
 
     def n_snippets(self, i: int) -> int:
-        """Snippets of video i."""
+        """Snippets of video i, from its file's header where that suffices."""
         if i not in self._lengths:
-            self.features(i)
+            source = self.videos[i].source
+            if isinstance(source, np.ndarray):
+                self.features(i)
+            else:
+                self._lengths[i], self._feature_dim = features_shape(source, self._feature_dim)
         return self._lengths[i]
 
     def label_matrix(self) -> NDArray[np.float32]:
@@ -138,7 +167,9 @@ class FeatureDataset:
             feature_dim=self.feature_dim,
         )
         part._cache = {new: self._cache[old] for new, old in enumerate(indices) if old in self._cache}
-        part._lengths = {new: len(features) for new, features in part._cache.items()}
+        part._cached_bytes = sum(features.nbytes for features in part._cache.values())
+        part._lengths = {new: self._lengths[old] for new, old in enumerate(indices) if old in self._lengths}
+        part._checked = {new for new, old in enumerate(indices) if old in self._checked}
         return part
 
     @classmethod
@@ -154,7 +185,10 @@ class FeatureDataset:
 
 
 def read_spec(root: Path, config: DataConfig) -> tuple[FeatureSpec, str, int | None]:
-    """Timeline of the features, where it comes from, and the feature dimension if stated."""
+    """Timeline of the features, where it comes from, and the feature dimension if stated.
+
+    `features.json` in `root` wins over the recipe. It holds `fps`, `stride` and `window`, and may hold `feature_dim`.
+    """
     path = root / "features.json"
     if not path.exists():
         return FeatureSpec(config.fps, config.stride, config.window), "recipe", None
@@ -162,69 +196,165 @@ def read_spec(root: Path, config: DataConfig) -> tuple[FeatureSpec, str, int | N
     values = []
     for name in ("fps", "stride", "window"):
         value = content.get(name) if isinstance(content, dict) else None
-        if not isinstance(value, int | float) or not value > 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
             raise DataError(path, name, "a positive number", value)
         values.append(float(value))
     feature_dim = content.get("feature_dim")
-    if feature_dim is not None and not (isinstance(feature_dim, int) and feature_dim > 0):
+    if feature_dim is not None and not (type(feature_dim) is int and feature_dim > 0):
         raise DataError(path, "feature_dim", "a positive integer", feature_dim)
     return FeatureSpec(*values), "features.json", feature_dim
 
 
+@dataclass(frozen=True)
+class Tree:
+    """A data set as it lies on disk, before any feature is read.
+
+    Attributes:
+        root: its folder.
+        layout: what holds the features.
+        annotations_path: file of `annotations`.
+        annotations: of every video, by name.
+        spec: timeline of the features.
+        spec_source: where `spec` comes from: `features.json`, `timestamps` or `recipe`.
+        feature_dim: F if `features.json` states it.
+    """
+
+    root: Path
+    layout: Layout
+    annotations_path: Path
+    annotations: dict[str, Annotation]
+    spec: FeatureSpec
+    spec_source: str
+    feature_dim: int | None
+
+    def resolve(self, listed: str) -> str | None:
+        """The annotated name of a listed one; ActivityNet's lists have a `v_` that its annotations lack."""
+        return next((name for name in (listed, listed.removeprefix("v_")) if name in self.annotations), None)
+
+    def sources(self, split: str, names: Sequence[str]) -> tuple[dict[str, Source], tuple[str, str]]:
+        """Feature files of the listed names that have some, and the prefix and suffix of files' names."""
+        files = self.layout.files(split)
+        prefix, suffix = affixes(names, files)
+        stems = {name: f"{prefix}{name}{suffix}" for name in names}
+        return {name: files[stem] for name, stem in stems.items() if stem in files}, (prefix, suffix)
+
+
+def open_tree(config: DataConfig, problems: list[DataError] | None = None) -> Tree:
+    """Find layout, annotations and timeline of the data set in `config.root`.
+
+    Args:
+        config: where it is.
+        problems: takes the errors of single annotated videos, which are then left out; none: the first is raised.
+
+    Raises:
+        DataError: no features, no annotations, or a malformed file.
+    """
+    root = Path(config.root or ".")
+    layout = detect_layout(root, config.features)
+    path = find_annotations(root, config.annotations)
+    annotations = read_annotations(path, problems)
+    spec, spec_source, feature_dim = read_spec(root, config)
+    if layout.name == "video_features" and spec_source == "recipe":
+        stamped = timestamps_spec(layout.folder, layout.files(""))
+        if stamped is not None:
+            spec, spec_source = stamped, "timestamps"
+    return Tree(root, layout, path, annotations, spec, spec_source, feature_dim)
+
+
 def open_dataset(config: DataConfig, split: str, classes: tuple[str, ...] | None = None) -> FeatureDataset:
-    """Open one split of the data set in `config.root`.
+    """Open one split of the data set in `config.root`, in any layout of `ahlm.data.layouts`.
+
+    Headers of all its feature files are read, so that wrong shapes are known at once; values are checked when a video
+    is first used.
 
     Args:
         config: where it is and what to do about missing videos.
-        split: `train` or `test`.
+        split: `train`, `test`, or another name that has a split list or a subset.
         classes: the model's classes; none: all labels of this split.
 
     Raises:
         DataError: anything missing or malformed; a label that `classes` does not hold; an empty split.
     """
-    root = Path(config.root or ".")
-    if not root.is_dir():
-        raise DataError(root, "folder", "a data set", "no such folder")
-    annotations_path = root / "gt.json"
-    annotations = read_annotations(annotations_path)
-    list_path = root / f"split_{split}.txt"
-    names = read_split(list_path)
-    spec, spec_source, feature_dim = read_spec(root, config)
-    folder = root / split
+    tree = open_tree(config)
+    listed = split_videos(tree.root, tree.layout, tree.annotations, split)
+    names_path, where = tree.root / f"split_{split}.txt", tree.layout.split_folder(split)
+    names_path = names_path if names_path.exists() else tree.annotations_path
+    skipped = skipped_videos(tree.root, tree.layout)
+    notes = []
+    if left_out := [name for name in listed if name in skipped or tree.resolve(name) in skipped]:
+        notes.append(f"{names_path}: {len(left_out)} videos left out, as the list of missing files says")
+        listed = [name for name in listed if name not in set(left_out)]
+    sources, (prefix, suffix) = tree.sources(split, listed)
+    if prefix or suffix:
+        notes.append(f"{where}: features are named {prefix}ID{suffix}")
     videos, missing = [], []
-    for name in names:
-        if name not in annotations:
-            raise DataError(list_path, name, f"a video of {annotations_path.name}", "not in its database")
-        source = folder / f"{name}.npy"
-        if not source.is_file():
+    for name in listed:
+        resolved = tree.resolve(name)
+        if resolved is None:
+            raise DataError(names_path, name, f"a video of {tree.annotations_path.name}", "not annotated there")
+        if name not in sources:
             missing.append(name)
             continue
-        annotation = annotations[name]
-        videos.append(Video(name, source, annotation.labels, annotation.segments, annotation.duration_s))
+        annotation = tree.annotations[resolved]
+        videos.append(Video(resolved, sources[name], annotation.labels, annotation.segments, annotation.duration_s))
     if missing and config.missing == "error":
         shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise DataError(
-            folder,
+            where,
             "feature files",
-            f"{len(names)} videos of {list_path.name}",
+            f"{len(listed)} videos of {names_path.name}",
             f"{len(missing)} missing: {shown}",
             "data.missing=skip leaves them out",
         )
     if not videos:
-        raise DataError(list_path, "videos", "at least one video with features", "none")
-    known = classes if classes is not None else class_list(annotations[video.id] for video in videos)
+        raise DataError(names_path, "videos", "at least one video with features", "none")
+    known = classes if classes is not None else class_list(tree.annotations[video.id] for video in videos)
     for video in videos:
         unknown = set(video.labels) - set(known)
         if unknown:
             raise DataError(
-                annotations_path, f"database.{video.id}", f"labels among {len(known)} known classes", sorted(unknown)[0]
+                tree.annotations_path,
+                f"database.{video.id}",
+                f"labels among {len(known)} known classes",
+                sorted(unknown)[0],
             )
         if split == "train" and not video.labels:
-            raise DataError(annotations_path, f"database.{video.id}", "at least one label", "none")
+            raise DataError(tree.annotations_path, f"database.{video.id}", "at least one label", "none")
     dataset = FeatureDataset(
-        videos, known, spec, spec_source=spec_source, layout="acmnet", missing=missing, feature_dim=feature_dim
+        videos,
+        known,
+        tree.spec,
+        spec_source=tree.spec_source,
+        layout=tree.layout.name,
+        missing=missing,
+        feature_dim=tree.feature_dim,
     )
-    return clamp_segments(dataset, annotations_path)
+    dataset.notes = (*notes, *_header_notes(dataset, where))
+    return clamp_segments(dataset, tree.annotations_path)
+
+
+def _header_notes(dataset: FeatureDataset, where: Path) -> list[str]:
+    """Read every header; a line each about cut streams and about durations that the timeline does not explain."""
+    cut, disagree = 0, []
+    for i, video in enumerate(dataset.videos):
+        n = dataset.n_snippets(i)
+        cut += isinstance(video.source, tuple) and streams_differ(video.source)
+        if video.duration_s is not None and snippets_off(dataset.spec, n, video.duration_s) > DURATION_TOLERANCE:
+            disagree.append(f"{video.id} has {n} snippets and lasts {video.duration_s:g} s")
+    notes = []
+    if cut:
+        notes.append(f"{where}: {cut} videos have streams one snippet apart, and the longer was cut")
+    if disagree:
+        notes.append(
+            f"{where}: {len(disagree)} of {len(dataset)} durations disagree with {dataset.spec.snippet_s:.3g} s a "
+            f"snippet ({dataset.spec_source}) by more than {DURATION_TOLERANCE} snippets: {disagree[0]}"
+        )
+    return notes
+
+
+def snippets_off(spec: FeatureSpec, n_snippets: int, duration_s: float) -> float:
+    """How many snippets more or fewer there are than fit into the duration."""
+    return abs((duration_s - spec.duration_s(n_snippets)) / spec.snippet_s)
 
 
 def clamp_segments(dataset: FeatureDataset, path: Path) -> FeatureDataset:

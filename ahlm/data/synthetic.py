@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from ahlm.config import DataConfig
 from ahlm.data.annotations import Segment
 from ahlm.data.dataset import FeatureDataset, Video, open_dataset
-from ahlm.files import replacing, write_json, write_text
+from ahlm.data.write import write_dataset
 from ahlm.timeline import FeatureSpec
 
 # RandomState, whose streams NumPy has frozen: the demo stays the same data for ever
@@ -115,18 +114,6 @@ def _demo_video(
     return Video(name, array, labels, tuple(segments), spec.duration_s(n_snippets))
 
 
-def write_demo(root: str | Path) -> None:
-    """Write the demo in ACM-Net's layout, as an example of the tree that `ahlm.train` reads."""
-    root = Path(root)
-    database: dict[str, Any] = {}
-    for split in DEMO_SPLITS:
-        dataset = demo_dataset(split)
-        database |= dataset.ground_truth(split)["database"]
-        for i, video in enumerate(dataset.videos):
-            path = root / split / f"{video.id}.npy"
-            with replacing(path) as temporary, temporary.open("wb") as file:
-                np.save(file, dataset.features(i).astype(np.float16))
-        write_text(root / f"split_{split}.txt", "".join(f"{video.id}\n" for video in dataset.videos))
-    write_json(root / "gt.json", {"version": "ahlm demo", "taxonomy": list(DEMO_CLASSES), "database": database})
-    spec = vars(FeatureSpec()) | {"feature_dim": DEMO_DIM}
-    write_json(root / "features.json", {"features": "generated", **spec})
+def write_demo(root: str | Path, layout: str = "acmnet") -> None:
+    """Write the demo in one of `ahlm.data.write.LAYOUTS`, as an example of a tree that `ahlm.train` reads."""
+    write_dataset(root, {split: demo_dataset(split) for split in DEMO_SPLITS}, layout, features="ahlm demo, generated")

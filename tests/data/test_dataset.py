@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from ahlm.config import DataConfig
-from ahlm.data.annotations import read_annotations
-from ahlm.data.dataset import FeatureDataset, Video, open_dataset
+from ahlm.data.dataset import FeatureDataset, open_dataset
 from ahlm.data.feature_store import load_features
 from ahlm.data.sampling import collate, crop_start, sample_snippets_test, sample_snippets_train
 from ahlm.data.synthetic import demo_dataset, piecewise_constant, write_demo
@@ -72,10 +71,10 @@ def test_missing_pieces(root: Path) -> None:
     fails(root, "videos: expected at least one video with features, got none", missing="skip")
     (root / "split_train.txt").write_text("\n")
     fails(root, "expected at least one video with features, got none")
-    (root / "split_train.txt").unlink()
-    fails(root, r"split_train\.txt: file: expected a list of video names")
+    (root / "split_train.txt").unlink()  # the subset of gt.json takes its place
+    fails(root, r"train: feature files: expected 2 videos of gt\.json, got 2 missing: a, b")
     (root / "gt.json").unlink()
-    fails(root, r"gt\.json: file: expected a JSON file, got no such file")
+    fails(root, r"gt\.json: file: expected annotations: gt\.json, labels\.csv or annotations/\*\.json, got none")
 
 
 @pytest.mark.parametrize(
@@ -86,8 +85,9 @@ def test_missing_pieces(root: Path) -> None:
         (np.ones((0, 4), np.float32), r"a\.npy: shape: expected \[n >= 1, 4\], got \[0, 4\]"),
         (np.ones(4, np.float32), r"a\.npy: shape: expected \[n >= 1, 4\], got \[4\]"),
         (np.array([["x"]]), r"a\.npy: dtype: expected numbers, got <U1"),
-        (np.array([[None]]), r"a\.npy: file: expected a complete \.npy array of numbers"),
+        (np.array([[None]]), r"a\.npy: dtype: expected numbers, got object \(pickled objects are not loaded\)"),
         (np.full((10, 4), np.nan, np.float16), r"a\.npy: value \[0, 0\]: expected a finite number, got nan"),
+        (np.full((10, 4), 1e300), r"a\.npy: value \[0, 0\]: expected a finite number, got 1e\+300"),
         (np.full((10, 4), np.inf, np.float32), r"a\.npy: value \[0, 0\]: expected a finite number, got inf"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -100,11 +100,13 @@ def test_wrong_arrays(root: Path, array: np.ndarray, message: str) -> None:
 
 def test_truncated_file(root: Path) -> None:
     path = root / "train" / "a.npy"
-    path.write_bytes(path.read_bytes()[:-5])
-    fails(root, r"a\.npy: file: expected a complete \.npy array")
-    path.write_bytes(b"")
-    with pytest.raises(DataError, match=r"a\.npy: file"):
-        load_features(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5])
+    fails(root, r"a\.npy: file: expected a complete array \[10, 4\] of float16, got 5 bytes too few")
+    for content in (b"", b"not an array", whole[:40]):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"a\.npy: file: expected a complete \.npy or \.npz array"):
+            load_features(path)
 
 
 def test_unknown_and_absent_labels(root: Path) -> None:
@@ -149,30 +151,6 @@ def test_strings_without_durations(root: Path) -> None:
     assert video.duration_s is None
 
 
-def test_real_annotation_files(real_data: Path) -> None:
-    counts = {}
-    for videos in (210, 212):
-        annotations = read_annotations(real_data / "thumos14" / f"gt_{videos}_videos.json")
-        test = [annotation for annotation in annotations.values() if annotation.subset == "test"]
-        counts[videos] = (len(test), sum(len(annotation.segments) for annotation in test))
-    assert counts == {210: (210, 3311), 212: (212, 3358)}
-    test = [a for a in read_annotations(real_data / "thumos14" / "gt_212_videos.json").values() if a.subset == "test"]
-    late = sum(s.end_s > a.duration_s for a in test for s in a.segments if a.duration_s is not None)
-    assert late == 62
-
-
-def test_csv_of_tags(tmp_path: Path) -> None:
-    path = tmp_path / "labels.csv"
-    path.write_text("video,label,start,end\na,run,,\na,jump,1,2.5\nb,run,,\n")
-    annotations = read_annotations(path)
-    assert annotations["a"].labels == ("jump", "run")
-    assert annotations["a"].segments == ((1.0, 2.5, "jump"),)
-    assert annotations["b"].segments == ()
-    path.write_text("name,tag\na,run\n")
-    with pytest.raises(DataError, match="header: expected the columns video,label"):
-        read_annotations(path)
-
-
 def test_validation_split_is_the_end_of_the_list() -> None:
     training, validation = demo_dataset("train").split_validation(0.25)
     assert [video.id for video in validation.videos] == [f"train_{i:03d}" for i in range(30, 40)]
@@ -186,12 +164,44 @@ def test_files_need_distinct_names(tmp_path: Path) -> None:
         FeatureDataset.from_files([tmp_path / "x" / "a.npy", tmp_path / "y" / "a.npy"], ("run",), FeatureSpec(), 4)
 
 
-def test_large_splits_are_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dimensions_of_the_first_video_hold_for_all(root: Path) -> None:
+    np.save(root / "train" / "b.npy", np.ones((10, 5), np.float32))
+    fails(root, r"b\.npy: shape: expected \[n >= 1, 4\], got \[10, 5\]")
+
+
+def test_large_splits_are_memory_mapped(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    array = np.arange(40, dtype=np.float32).reshape(10, 4)
+    np.save(root / "train" / "a.npy", array)
+    kept = open_dataset(DataConfig(root=str(root)), "train")
+    assert kept.features(0) is kept.features(0)
     monkeypatch.setattr("ahlm.data.dataset.MEMORY_BUDGET", 0)
-    array = np.ones((3, 4), np.float32)
-    dataset = FeatureDataset([Video("a", array)], ("run",), FeatureSpec())
-    assert dataset.features(0) is not dataset.features(0)
-    assert dataset.n_snippets(0) == 3
+    mapped = open_dataset(DataConfig(root=str(root)), "train")
+    for _ in range(2):  # checked, then mapped
+        np.testing.assert_array_equal(mapped.features(0), array)
+    assert isinstance(mapped.features(0).base, np.memmap)
+    assert mapped.n_snippets(0) == 10
+    # what is wrong with a file is said when it is first read, mapped or not
+    np.save(root / "train" / "b.npy", np.full((10, 4), np.nan, np.float32))
+    with pytest.raises(DataError, match="finite"):
+        open_dataset(DataConfig(root=str(root)), "train").features(1)
+
+
+def test_durations_that_the_timeline_does_not_explain_are_said(root: Path) -> None:
+    edit(root, "a", duration=7.8)  # two snippets of 0.64 s more than 6.4 s, and a little
+    assert open_dataset(DataConfig(root=str(root)), "train").notes == (
+        f"{root / 'train'}: 1 of 2 durations disagree with 0.64 s a snippet (recipe) by more than 2 snippets: "
+        "a has 10 snippets and lasts 7.8 s",
+    )
+    edit(root, "a", duration=7.6)
+    assert open_dataset(DataConfig(root=str(root)), "train").notes == ()
+
+
+def test_labels_without_segments(root: Path) -> None:
+    edit(root, "a", annotations=[], labels=["swim", "run"])
+    dataset = open_dataset(DataConfig(root=str(root)), "train")
+    assert dataset.videos[0].labels == ("run", "swim")
+    assert dataset.videos[0].segments == ()
+    assert dataset.classes == ("jump", "run", "swim")
 
 
 @pytest.mark.parametrize("n", [1, 2, 9, 10, 11, 1000])

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ahlm.data.annotations import Annotation, read_annotations, subset_videos
+from ahlm.errors import DataError
+
+
+def test_real_annotation_files(real_data: Path) -> None:
+    counts = {}
+    for videos in (210, 212):
+        annotations = read_annotations(real_data / "thumos14" / f"gt_{videos}_videos.json")
+        test = [annotation for annotation in annotations.values() if annotation.subset == "test"]
+        counts[videos] = (len(test), sum(len(annotation.segments) for annotation in test))
+    assert counts == {210: (210, 3311), 212: (212, 3358)}
+    test = [a for a in read_annotations(real_data / "thumos14" / "gt_212_videos.json").values() if a.subset == "test"]
+    late = sum(s.end_s > a.duration_s for a in test for s in a.segments if a.duration_s is not None)
+    assert late == 62
+
+
+def test_csv_of_tags(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("video,label,start,end\na,run,,\na,jump,1,2.5\nb,run,,\n")
+    annotations = read_annotations(path)
+    assert annotations["a"].labels == ("jump", "run")
+    assert annotations["a"].segments == ((1.0, 2.5, "jump"),)
+    assert annotations["b"].segments == ()
+    assert annotations["a"].subset == ""
+    path.write_text("\ufeffvideo,label,subset\na,run,train\n", encoding="utf-8")
+    assert read_annotations(path)["a"].subset == "train"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("video,label\na\n", "line 2: expected a video and a label"),
+        ("video,label\n ,run\n", "line 2: expected a video and a label"),
+        ("video,label,start,end\na,run,1,\n", "line 2: expected a number of seconds, got ''"),
+        ("video,label,start,end\na,run,1,soon\n", "line 2: expected a number of seconds, got 'soon'"),
+        ("video,label,subset\na,run,train\na,run,test\n", "line 3: expected subset train, got test"),
+    ],
+)
+def test_malformed_lines_of_a_csv(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text(text + "b,run,0,1\n")
+    with pytest.raises(DataError, match=message):
+        read_annotations(path)
+    problems: list[DataError] = []
+    assert "b" in read_annotations(path, problems)
+    assert len(problems) == 1
+
+
+def test_malformed_csv(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("name,tag\na,run\n")
+    with pytest.raises(DataError, match=r"header: expected the columns video,label.*got \['name', 'tag'\]"):
+        read_annotations(path)
+    with pytest.raises(DataError, match=r"no\.csv: file: expected a CSV .* got no such file"):
+        read_annotations(tmp_path / "no.csv")
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"annotations": [{"segment": [0, 1]}]}, r"database\.a\.annotations\[0\]\.label: expected a string"),
+        ({"annotations": [{"label": "run"}]}, r"annotations\[0\]\.segment: expected \[start, end\].* got None"),
+        ({"annotations": [{"label": "run", "segment": ["0", "nan"]}]}, "expected a finite number of seconds, got nan"),
+        ({"annotations": [{"label": "run", "segment": [0, True]}]}, "expected a finite number of seconds, got True"),
+        ({"duration": 0}, r"database\.a\.duration: expected a positive number"),
+        ({"labels": "run"}, r"database\.a\.labels: expected a list of strings, got run"),
+        (3, r"database\.a: expected an object with a list of annotations, got int"),
+    ],
+)
+def test_malformed_videos(tmp_path: Path, entry: Any, message: str) -> None:
+    path = tmp_path / "gt.json"
+    path.write_text(json.dumps({"database": {"a": entry, "b": {}}}))
+    with pytest.raises(DataError, match=message):
+        read_annotations(path)
+    problems: list[DataError] = []
+    assert list(read_annotations(path, problems)) == ["b"]
+    assert len(problems) == 1
+
+
+def test_not_an_annotation_file(tmp_path: Path) -> None:
+    path = tmp_path / "gt.json"
+    path.write_text("[]")
+    with pytest.raises(DataError, match=r"gt\.json: database: expected an object of videos, got NoneType"):
+        read_annotations(path)
+
+
+def test_subsets_of_thumos_and_of_activitynet() -> None:
+    def split(name: str, **subsets: str) -> list[str]:
+        unlabelled = {"hidden"}
+        annotations = {
+            video: Annotation(subset, None, () if video in unlabelled else ("run",), ())
+            for video, subset in subsets.items()
+        }
+        return subset_videos(annotations, name)
+
+    thumos = {"a": "Validation", "b": "Test"}
+    assert (split("train", **thumos), split("test", **thumos)) == (["a"], ["b"])
+    activitynet = {"a": "training", "b": "validation", "hidden": "testing"}
+    assert (split("train", **activitynet), split("test", **activitynet)) == (["a"], ["b"])
+    assert split("val", **activitynet) == ["b"]
+    # one subset never serves as both
+    assert (split("train", a="validation"), split("test", a="validation")) == ([], ["a"])
+    assert split("heldout", a="HeldOut") == ["a"]
