@@ -32,7 +32,7 @@ from ahlm.model.ahlm import AHLM
 from ahlm.model.losses import classifier_loss, detector_loss
 from ahlm.run_folder import RunFolder
 
-LOG_EVERY, SAVE_EVERY = 10, 200
+LOG_EVERY = 10
 CLASSIFIER, DETECTOR = 0, 1
 
 
@@ -248,6 +248,8 @@ def fit(
             trainer.best_validation = average
             save_weights(folder.best, trainer.checkpoint())
 
+    if trainer.step in (0, trainer.total_steps):
+        save()  # from now on the run can be resumed, whatever ends it
     started, first = time.perf_counter(), trainer.step
     with (
         stop_signals() as received,
@@ -263,14 +265,13 @@ def fit(
                 seconds = (time.perf_counter() - started) / (trainer.step - first)
                 log({"step": trainer.step, "seconds_per_step": round(seconds, 5), **record})
                 bar.set_postfix({k: f"{record[k]:.3g}" for k in ("loss_efc", "loss_dfc", "firing_rate") if k in record})
-            if trainer.step % SAVE_EVERY == 0 or done:
+            due = trainer.step % trainer.config.save_every == 0 or done
+            if due:
                 validate()
-            if trainer.step % SAVE_EVERY == 0 or done or received:
+            if due or received:
                 save()
             if received and not done:
                 raise Interrupted
-        if first == trainer.total_steps:
-            save()
     trainer.model.eval()
     if writer is not None:
         writer.close()
@@ -334,7 +335,7 @@ def run(config: Config, options: Any, argv: Sequence[str]) -> int:
         trainer = Trainer(new_model(training, config), training, config, device)
         if options.resume:
             trainer.restore(load_state(folder.state))
-            folder.forget_after(trainer.step)
+            folder.forget_after(trainer.step + 1)
             print(f"resuming at step {trainer.step} of {trainer.total_steps}")
         folder.write_environment(device, backends(), list(argv))
         try:

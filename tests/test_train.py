@@ -183,6 +183,44 @@ def test_interrupted_run_keeps_its_state_and_exits_130(tmp_path: Path) -> None:
     assert load_state(run / FILES["state"])["step"] == load_weights(run / FILES["weights"]).step >= 10
 
 
+@pytest.mark.slow
+def test_killed_anywhere_and_resumed_gives_the_same_weights(tmp_path: Path) -> None:
+    """SIGKILL at 20 random moments, in the middle of files being written included."""
+    settings = ["--save_every=3", "--detector_optim.iterations=30", "--classifier_optim.iterations=40"]
+    whole = tmp_path / "whole"
+    assert main([*settings, "--output-dir", str(whole)]) == 0
+    expected = load_weights(whole / FILES["weights"]).model.state_dict()
+    rng = np.random.default_rng(0)
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    kills = 0
+    for trial in range(100):
+        run = tmp_path / f"run{trial}"
+        arguments = [*settings, "--output-dir", str(run)]
+        for _ in range(30):
+            command = [sys.executable, "-m", "ahlm.train", *arguments]
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+            try:
+                deadline = time.monotonic() + 60
+                while not (run / FILES["state"]).exists() and process.poll() is None and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                process.wait(timeout=float(rng.uniform(0.0, 4.0)))
+                break
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                kills += 1
+                arguments = ["--resume", str(run)]
+        assert process.returncode == 0
+        resumed = load_weights(run / FILES["weights"]).model.state_dict()
+        for name, value in expected.items():
+            assert torch.equal(value, resumed[name]), (trial, name)
+        steps = [record["step"] for record in read_metrics(run / FILES["metrics"])]
+        assert steps == sorted(set(steps))
+        if kills >= 20:
+            return
+    pytest.fail(f"only {kills} kills in 100 runs")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
