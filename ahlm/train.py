@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ahlm.arguments import config_mapping, config_parser, parse
 from ahlm.checkpoint import Checkpoint, load_state, load_weights, save_state, save_weights
 from ahlm.config import Config, OptimConfig
-from ahlm.data.dataset import FeatureDataset
+from ahlm.data.dataset import FeatureDataset, has_split
 from ahlm.data.sampling import collate, crop_start, sample_snippets_train
 from ahlm.data.synthetic import open_split
 from ahlm.errors import DataError
@@ -322,7 +322,9 @@ def run(config: Config, options: Any, argv: Sequence[str]) -> int:
         config = load_weights(folder.weights).config
         print(f"settings are those of {folder.path}")
     everything = open_split(config.data, "train")
-    testing = open_split(config.data, "test", everything.classes)
+    testing = None
+    if config.data.root is None or has_split(config.data, "test"):
+        testing = open_split(config.data, "test", everything.classes)
     training, validation = everything, None
     if config.data.validation:
         training, validation = everything.split_validation(config.data.validation)
@@ -344,6 +346,11 @@ def run(config: Config, options: Any, argv: Sequence[str]) -> int:
             again = f"python -m ahlm.train --resume {folder.path}"
             print(f"stopped at step {trainer.step}; go on with: {again}", file=sys.stderr)
             return 130
+    if testing is None:
+        print(
+            f"no test split; localise with: python -m ahlm.infer --checkpoint {folder.path} FILE.npy --output OUT.json"
+        )
+        return 0
     print(test(testing, folder, device))
     print(f"results of the last checkpoint in {folder.path}")
     return 0
@@ -359,7 +366,11 @@ def backends() -> dict[str, str]:
 
 
 def describe(
-    training: FeatureDataset, validation: FeatureDataset | None, testing: FeatureDataset, device: str, config: Config
+    training: FeatureDataset,
+    validation: FeatureDataset | None,
+    testing: FeatureDataset | None,
+    device: str,
+    config: Config,
 ) -> str:
     """What the run works on: device, data, timeline, and what was mended."""
     spec = training.spec
@@ -368,12 +379,13 @@ def describe(
         f"device {device}; backends: {used}; seed {config.seed}",
         f"train {len(training)} videos ({len(training.missing)} missing), "
         + (f"validation {len(validation)}, " if validation else "")
-        + f"test {len(testing)} ({len(testing.missing)} missing), {len(training.classes)} classes, "
+        + (f"test {len(testing)} ({len(testing.missing)} missing), " if testing else "no test split, ")
+        + f"{len(training.classes)} classes, "
         f"{training.feature_dim} features a snippet, layout {training.layout}",
         f"{spec.fps:g} fps, stride {spec.stride:g}, window {spec.window:g} (from {training.spec_source}): "
         f"{spec.snippet_s:.3g} s a snippet",
     ]
-    lines += [f"note: {note}" for note in (*training.notes, *testing.notes)]
+    lines += [f"note: {note}" for note in (*training.notes, *(testing.notes if testing else ()))]
     return "\n".join(lines)
 
 

@@ -281,6 +281,26 @@ def test_data_on_disk_trains_like_the_demo_in_memory(tmp_path: Path) -> None:
     assert results[0] == results[1]
 
 
+def test_features_and_a_table_of_tags_are_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = demo_dataset("train")
+    rows = ["video,label"]
+    for i, video in enumerate(dataset.videos):
+        np.save(tmp_path / f"{video.id}.npy", dataset.features(i))
+        rows += [f"{video.id},{label}" for label in video.labels]
+    (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
+    run = tmp_path / "run"
+    assert main([*SHORT, "--config", "demo", "--data.root", str(tmp_path), "--output-dir", str(run)]) == 0
+    printed = capsys.readouterr().out
+    assert "train 40 videos (0 missing), no test split, 4 classes" in printed
+    assert "ahlm.infer --checkpoint" in printed
+    assert ahlm.load(run).classes == dataset.classes
+    memory = tmp_path / "memory"
+    assert main([*SHORT, "--output-dir", str(memory)]) == 0
+    pair = [load_weights(folder / FILES["weights"]).model.state_dict() for folder in (run, memory)]
+    for name, value in pair[0].items():
+        torch.testing.assert_close(value, pair[1][name], msg=name)
+
+
 def test_runs_from_an_unrelated_folder(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, "-m", "ahlm.train", *SHORT]

@@ -159,6 +159,8 @@ def find_annotations(root: Path, named: str | None = None) -> Path:
 def split_videos(root: Path, layout: Layout, annotations: Mapping[str, Annotation], split: str) -> list[str]:
     """Names of a split: of `split_NAME.txt`, else of the annotations' subset, else those with files in its folder.
 
+    Where nothing names a split all annotated videos are for training.
+
     Raises:
         DataError: none of these.
     """
@@ -170,6 +172,8 @@ def split_videos(root: Path, layout: Layout, annotations: Mapping[str, Annotatio
     if layout.has_split_folders and not any(annotation.subset for annotation in annotations.values()):
         stems = layout.files(split)
         names = [name for name in annotations if name in stems]
+    elif split == "train" and not any(annotation.subset for annotation in annotations.values()):
+        names = list(annotations)  # a table of videos and tags: all of it is there to learn from
     if not names:
         subsets = sorted({annotation.subset for annotation in annotations.values()} - {""})
         got = f"no such file, and subsets {', '.join(subsets) or 'none'}"

@@ -137,11 +137,14 @@ def test_wrong_features_json(root: Path) -> None:
         fails(root, message)
 
 
-def test_segments_beyond_the_end_are_cut_and_said(root: Path) -> None:
+def test_segments_beyond_the_end_are_said_and_kept(root: Path) -> None:
     edit(root, "a", annotations=[{"label": "run", "segment": [1, 99]}])
     dataset = open_dataset(DataConfig(root=str(root)), "train")
-    assert dataset.videos[0].segments[0].end_s == 6.4
-    assert dataset.notes == (f"{root / 'gt.json'}: 1 segments end after their video and were cut there",)
+    # a score must be that of the annotation file, whose official evaluation cuts nothing
+    assert dataset.videos[0].segments[0].end_s == 99
+    assert dataset.notes == (
+        f"{root / 'gt.json'}: 1 segments end after their video's duration, and stay as they are annotated",
+    )
 
 
 def test_strings_without_durations(root: Path) -> None:
@@ -186,14 +189,20 @@ def test_large_splits_are_memory_mapped(root: Path, monkeypatch: pytest.MonkeyPa
         open_dataset(DataConfig(root=str(root)), "train").features(1)
 
 
-def test_durations_that_the_timeline_does_not_explain_are_said(root: Path) -> None:
+def test_durations_that_the_timeline_does_not_explain(root: Path) -> None:
     edit(root, "a", duration=7.8)  # two snippets of 0.64 s more than 6.4 s, and a little
-    assert open_dataset(DataConfig(root=str(root)), "train").notes == (
-        f"{root / 'train'}: 1 of 2 durations disagree with 0.64 s a snippet (recipe) by more than 2 snippets: "
-        "a has 10 snippets and lasts 7.8 s",
+    edit(root, "b", duration=4.0)
+    dataset = open_dataset(DataConfig(root=str(root)), "train")
+    assert dataset.notes == (
+        f"{root / 'gt.json'}: 2 of 2 durations disagree with 0.64 s a snippet (recipe) by more than 2 snippets, "
+        "and the longer counts: a has 10 snippets and lasts 7.8 s",
     )
+    assert [video.duration_s for video in dataset.videos] == [7.8, 6.4]
     edit(root, "a", duration=7.6)
-    assert open_dataset(DataConfig(root=str(root)), "train").notes == ()
+    edit(root, "b", duration=5.2)
+    dataset = open_dataset(DataConfig(root=str(root)), "train")
+    assert dataset.notes == ()
+    assert [video.duration_s for video in dataset.videos] == [7.6, 5.2]
 
 
 def test_labels_without_segments(root: Path) -> None:
