@@ -27,10 +27,11 @@ from ahlm.errors import DataError
 from ahlm.evaluation import Result, evaluate
 from ahlm.evaluation.predictions import write_predictions
 from ahlm.files import write_json
-from ahlm.infer import Predictor, predict, select_device
+from ahlm.infer import Predictor, VideoAnalysis, predict, select_device
 from ahlm.model.ahlm import AHLM
 from ahlm.model.losses import classifier_loss, detector_loss
-from ahlm.run_folder import RunFolder
+from ahlm.report.html import write_report
+from ahlm.run_folder import RunFolder, read_metrics
 
 LOG_EVERY = 10
 CLASSIFIER, DETECTOR = 0, 1
@@ -241,7 +242,8 @@ def fit(
     def validate() -> None:
         if validation is None:
             return
-        average = score(Predictor(trainer.checkpoint(), str(trainer.device)), validation, progress=False)[1].headline
+        predictor = Predictor(trainer.checkpoint(), str(trainer.device))
+        average = score(predictor, validation, predictor.analyse_dataset(validation, progress=False))[1].headline
         trainer.model.train()
         log({"step": trainer.step, "validation_mAP": average})
         if average > trainer.best_validation:
@@ -286,20 +288,23 @@ def summary_writer(folder: RunFolder) -> Any:
     return SummaryWriter(str(folder.path / "tensorboard"))
 
 
-def score(predictor: Predictor, dataset: FeatureDataset, progress: bool = True) -> tuple[dict[str, Any], Result]:
+def score(
+    predictor: Predictor, dataset: FeatureDataset, analyses: Sequence[VideoAnalysis]
+) -> tuple[dict[str, Any], Result]:
     """Predictions on a split and their evaluation under the run's protocol."""
-    predictions = predict(predictor, dataset, predictor.analyse_dataset(dataset, progress))
+    predictions = predict(predictor, dataset, analyses)
     truth = dataset.ground_truth("test")
     return predictions, evaluate(truth, predictions, protocol=predictor.config.protocol, subset="test")
 
 
 def test(dataset: FeatureDataset, folder: RunFolder, device: str) -> Result:
-    """Localise and evaluate the test split with the last checkpoint; writes predictions.json and eval.json.
+    """Localise and evaluate the test split with the last checkpoint; writes predictions, evaluation and report.
 
     Where a validation split chose a best checkpoint, its test result stands in eval.json under `best`.
     """
     predictor = Predictor(load_weights(folder.weights), device)
-    predictions, result = score(predictor, dataset)
+    analyses = predictor.analyse_dataset(dataset)
+    predictions, result = score(predictor, dataset, analyses)
     write_predictions(folder.predictions, predictions)
     summary = {"checkpoint": "last", "step": predictor.checkpoint.step, **result.to_dict()}
     if folder.best.exists():
@@ -307,9 +312,11 @@ def test(dataset: FeatureDataset, folder: RunFolder, device: str) -> Result:
         summary["best"] = {
             "checkpoint": "best on validation",
             "step": best.checkpoint.step,
-            **score(best, dataset)[1].to_dict(),
+            **score(best, dataset, best.analyse_dataset(dataset))[1].to_dict(),
         }
     write_json(folder.evaluation, summary)
+    metrics = read_metrics(folder.metrics) if folder.metrics.exists() else []
+    write_report(folder.report, predictor, dataset, analyses, predictions, result, metrics)
     return result
 
 
@@ -352,7 +359,7 @@ def run(config: Config, options: Any, argv: Sequence[str]) -> int:
         )
         return 0
     print(test(testing, folder, device))
-    print(f"results of the last checkpoint in {folder.path}")
+    print(f"results of the last checkpoint in {folder.path}; look at {folder.report}")
     return 0
 
 

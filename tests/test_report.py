@@ -1,5 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
+import html
+import json
+import re
+import shutil
+import subprocess
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -7,12 +13,15 @@ import numpy as np
 import pytest
 
 from ahlm.arguments import load_recipe
-from ahlm.checkpoint import Checkpoint, save_weights
+from ahlm.checkpoint import save_weights
 from ahlm.cli import main
 from ahlm.data.synthetic import demo_dataset
-from ahlm.report.timeline_svg import Bar, Timeline, timeline_svg
-from ahlm.train import new_model
+from ahlm.infer import Predictor
+from ahlm.report.html import write_report
+from ahlm.report.timeline_svg import Bar, Timeline, thinned, timeline_svg
+from ahlm.train import Trainer, new_model, score
 
+HOSTILE = "<script>window.hacked = 1</script>\"'&"
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -27,6 +36,7 @@ def picture(title: str = "video", label: str = "run") -> str:
         np.linspace(0, 1, n, dtype=np.float32),
         label,
         np.array([np.nan, *np.linspace(-4, 0, n - 1)]),
+        np.array([1.28, 1.92, 2.56]),
         np.array([1.28, 1.92]),
         np.array([1.28]),
     )
@@ -38,27 +48,120 @@ def test_picture_is_xml_with_every_part() -> None:
     assert len(root.findall(f"{SVG}polyline")) == 5  # three attentions, CAS, ratio
     lines = [line.get("class") for line in root.findall(f"{SVG}line")]
     assert lines.count("point") == 1
-    assert lines.count("pale") == 1
+    assert lines.count("pale") == lines.count("gone") == 1
     titles = [title.text for title in root.iter(f"{SVG}title")]
     assert titles == ["run 1.0-2.0 s", "run 1.1-2.0 s"]
 
 
 def test_strings_from_data_are_escaped() -> None:
-    hostile = '<script>alert("1")</script>'
-    root = ET.fromstring(picture(hostile, hostile))
+    root = ET.fromstring(picture(HOSTILE, HOSTILE))
     assert not list(root.iter(f"{SVG}script"))
-    assert hostile in [text.text for text in root.iter(f"{SVG}text")]
+    assert HOSTILE in [text.text for text in root.iter(f"{SVG}text")]
 
 
-def test_command_draws_a_test_video(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_long_videos_are_thinned() -> None:
+    values = np.arange(6001, dtype=float)
+    values[:11] = np.nan
+    thin = thinned(values)
+    assert len(thin) <= 600
+    assert np.isnan(thin[0])
+    np.testing.assert_allclose(thin[1:3], [16, 27])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a hostile class name, scored on a few demo videos, one of them with a hostile name."""
+    folder = tmp_path_factory.mktemp("run")
     config, dataset = load_recipe("demo"), demo_dataset("train")
-    checkpoint = Checkpoint(new_model(dataset, config), config, dataset.classes, dataset.spec, 64, 0)
-    save_weights(tmp_path / "last.safetensors", checkpoint)
+    trainer = Trainer(new_model(dataset, config), dataset, config)
+    for _ in range(150):
+        trainer.train_step()
+    checkpoint = dataclasses.replace(trainer.checkpoint(), model=trainer.model.eval())
+    save_weights(folder / "last.safetensors", checkpoint)
+    hostile = dataclasses.replace(checkpoint, classes=(HOSTILE, *dataset.classes[1:]))
+    predictor = Predictor(hostile)
+    testing = demo_dataset("test").subset(range(6))
+    testing.classes = hostile.classes
+    testing.videos = tuple(
+        dataclasses.replace(
+            video,
+            id=HOSTILE if i == 0 else video.id,
+            segments=tuple(s._replace(label=s.label.replace("Cartwheel", HOSTILE)) for s in video.segments),
+            labels=tuple(label.replace("Cartwheel", HOSTILE) for label in video.labels),
+        )
+        for i, video in enumerate(testing.videos)
+    )
+    analyses = predictor.analyse_dataset(testing, progress=False)
+    predictions, result = score(predictor, testing, analyses)
+    metrics = [{"step": s, "loss_efc": 1 / s, "firing_rate": 0.1} for s in range(10, 1000, 10)]
+    write_report(folder / "report.html", predictor, testing, analyses, predictions, result, metrics)
+    return folder
+
+
+def test_page_is_self_contained_and_escaped(run: Path) -> None:
+    page = (run / "report.html").read_text()
+    assert HOSTILE not in page
+    assert page.count("<script>") == 1
+    assert "&lt;script&gt;" in page
+    assert not re.findall(r"""(?:src|href)\s*=|url\(|@import""", page), "the page asks for something else"
+    assert len(page.encode()) / 6 * 200 < 5e6, "200 videos must stay under 5 MB"
+    assert page.count("<details") == 6
+
+
+def test_command_draws_a_test_video(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "video.svg"
-    assert main(["report", str(tmp_path), "--picture", "test_003", str(out)]) == 0
+    assert main(["report", str(run), "--picture", "test_003", str(out)]) == 0
     assert "test_003" in out.read_text()
-    assert main(["report", str(tmp_path), "--picture", "nobody", str(out)]) == 3
+    assert main(["report", str(run), "--picture", "nobody", str(out)]) == 3
     assert "video: expected one of test_000 .. test_019, got nobody" in capsys.readouterr().err
+
+
+def test_command_writes_the_page_again(run: Path, tmp_path: Path) -> None:
+    shutil.copy(run / "last.safetensors", tmp_path)
+    assert main(["report", str(tmp_path)]) == 0
+    assert (tmp_path / "report.html").read_text().count("<details") == 20
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_page_in_a_browser(run: Path, tmp_path: Path) -> None:
+    """It renders, searches, filters and sorts without an error on the console, and runs no script from the data."""
+    probe = """<script>
+      const out = {}, visible = () => [...document.querySelectorAll("details")].filter(v => !v.hidden);
+      const set = (id, value) => { $(id).value = value; $(id).dispatchEvent(new Event("input")); };
+      out.hacked = typeof window.hacked !== "undefined";
+      out.all = visible().length;
+      set("search", "test_003"); out.search = visible().map(v => v.dataset.name);
+      set("search", ""); set("label", "Jump");
+      out.label = visible().every(v => v.dataset.labels.split("|").includes("Jump")) && visible().length < 6;
+      set("label", ""); set("kind", "missed"); out.missed = visible().every(v => v.dataset.missed > 0);
+      set("kind", ""); set("order", "length"); out.lengths = visible().map(v => +v.dataset.length);
+      document.querySelectorAll("#classes thead button")[5].click();
+      out.column = [...$("classes").tBodies[0].rows].map(r => +r.cells[5].textContent);
+      out.overflow = document.documentElement.scrollWidth > innerWidth;
+      document.title = JSON.stringify(out);
+    </script></body>"""
+    page = tmp_path / "page.html"
+    page.write_text((run / "report.html").read_text().replace("</body>", probe))
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    flags += ["--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=500,900"]
+    command = [str(CHROMIUM), *flags, "--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    title = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)
+    assert title is not None
+    out = json.loads(html.unescape(title.group(1)))
+    assert "CONSOLE" not in done.stderr, done.stderr
+    assert out["hacked"] is False
+    assert out["all"] == 6
+    assert out["search"] == ["test_003"]
+    assert out["label"]
+    assert out["missed"]
+    assert out["lengths"] == sorted(out["lengths"], reverse=True)
+    assert out["column"] == sorted(out["column"], reverse=True)
+    assert out["overflow"] is False, "the page scrolls sideways on a narrow screen"
 
 
 def test_console_script_lists_its_verbs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -85,7 +85,7 @@ def test_run_folder_and_results(tmp_path: Path, capsys: pytest.CaptureFixture[st
     printed = capsys.readouterr().out
     assert "device cpu" in printed
     assert "0.64 s a snippet" in printed
-    for name in ("config", "environment", "metrics", "weights", "state", "predictions", "evaluation"):
+    for name in ("config", "environment", "metrics", "weights", "state", "predictions", "evaluation", "report"):
         assert (run / FILES[name]).is_file(), name
     assert not list(run.glob(".*")), "temporary files are left"
     environment = json.loads((run / FILES["environment"]).read_text())

@@ -1,7 +1,7 @@
 """What is wrong with detections: false positives by kind, misses by length.
 
-At one tIoU threshold, of the best-scored detections of each class, as many as the class has ground-truth instances, each
-is one of
+At one tIoU threshold, of the best-scored detections of each class, as many as the class has ground-truth instances,
+each is one of
 
 - `correct`: takes an instance of its class,
 - `double`: overlaps an instance of its class enough, but a better detection has taken it,
@@ -13,6 +13,7 @@ is one of
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -49,8 +50,10 @@ class Diagnosis(NamedTuple):
     def misses(self) -> dict[str, tuple[int, int]]:
         """Missed instances and all instances, by length."""
         bounds = ("0", *(f"{bound:g}" for bound in LENGTHS_S))
-        names = [f"{a}-{b} s" for a, b in zip(bounds, bounds[1:], strict=False)] + [f"over {bounds[-1]} s"]
-        counts = [(int((~self.found[m]).sum()), int(m.sum())) for m in (self.length_class == k for k in range(len(names)))]
+        names = [f"{a}-{b} s" for a, b in pairwise(bounds)] + [f"over {bounds[-1]} s"]
+        counts = [
+            (int((~self.found[m]).sum()), int(m.sum())) for m in (self.length_class == k for k in range(len(names)))
+        ]
         return dict(zip(names, counts, strict=True))
 
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-WIDTH, LEFT, RIGHT = 960, 108, 12
+WIDTH, LEFT, RIGHT = 960, 108, 22
+MOST_POINTS = 600  # of a curve; longer videos are averaged in groups
 TRACK, GAP = 46, 10
 # Okabe-Ito: told apart by colour-blind readers, on white and on black
 COLOURS = {"foreground": "#d55e00", "context": "#e69f00", "background": "#56b4e9", "cas": "#009e73", "ratio": "#8a6fbf"}
@@ -17,7 +18,7 @@ CLASS_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9
 STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#24292f}.axis{stroke:#8c959f;stroke-width:1}.quiet{fill:#8c959f}"
     ".line{fill:none;stroke-width:1.6;stroke-linejoin:round}.point{stroke:#24292f;stroke-width:1.2}"
-    ".pale{stroke:#8c959f;stroke-width:1;stroke-dasharray:2 2}"
+    ".pale{stroke:#8c959f;stroke-width:1.2;stroke-dasharray:2 2}.gone{stroke:#d55e00;stroke-width:2.4;stroke-dasharray:1 4}"
     "@media(prefers-color-scheme:dark){text{fill:#e6edf3}.point{stroke:#e6edf3}}"
 )
 
@@ -44,7 +45,8 @@ class Timeline(NamedTuple):
         cas_label: that name.
         log_ratio: log(D_static / D_change) [n], NaN where not tested.
         detected_s: change-points in seconds.
-        foreground_s: those that attention kept as boundaries.
+        refined_s: those that the LCS step left.
+        foreground_s: those of them that attention kept as boundaries.
     """
 
     title: str
@@ -56,6 +58,7 @@ class Timeline(NamedTuple):
     cas_label: str
     log_ratio: NDArray[np.float64]
     detected_s: NDArray[np.float64]
+    refined_s: NDArray[np.float64]
     foreground_s: NDArray[np.float64]
 
 
@@ -87,7 +90,8 @@ def timeline_svg(timeline: Timeline) -> str:
         y += 22 + GAP
 
     def curve(values: NDArray[np.float64], low: float, high: float, tone: str) -> None:
-        centres = (timeline.edges_s[:-1] + timeline.edges_s[1:]) / 2
+        centres = thinned((timeline.edges_s[:-1] + timeline.edges_s[1:]) / 2)
+        values = thinned(values)
         heights = y + TRACK * (1 - (np.clip(values, low, high) - low) / (high - low))
         points = [f"{x(s):.1f},{h:.1f}" for s, h in zip(centres, heights, strict=True) if np.isfinite(h)]
         parts.append(f'<polyline class="line" style="stroke:{tone}" points="{" ".join(points)}"/>')
@@ -122,9 +126,12 @@ def timeline_svg(timeline: Timeline) -> str:
     curve(timeline.log_ratio, low, max(high, low + 1e-6), COLOURS["ratio"])
     base()
     name("change-points", y + 13)
-    kept = set(np.round(timeline.foreground_s, 6).tolist())
-    for seconds in timeline.detected_s.tolist():
-        top, style = (first, "point") if round(seconds, 6) in kept else (y - 2, "pale")
+    for seconds in timeline.detected_s:
+        top, style = y - 2, "gone"
+        if np.isclose(timeline.refined_s, seconds).any():
+            style = "pale"
+        if np.isclose(timeline.foreground_s, seconds).any():
+            top, style = first, "point"
         parts.append(
             f'<line class="{style}" x1="{x(seconds):.1f}" x2="{x(seconds):.1f}" y1="{top:.0f}" y2="{y + 16:.0f}"/>'
         )
@@ -139,3 +146,15 @@ def timeline_svg(timeline: Timeline) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" role="img" '
         f'aria-label="{escape(timeline.title)}"><style>{STYLE}</style>{"".join(parts)}</svg>\n'
     )
+
+
+def thinned(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Means of groups of neighbours, so that at most `MOST_POINTS` remain; NaN where a whole group is."""
+    size = -(-len(values) // MOST_POINTS)
+    if size <= 1:
+        return values
+    groups = np.pad(values, (0, -len(values) % size), constant_values=np.nan).reshape(-1, size)
+    real = np.isfinite(groups)
+    count = real.sum(1)
+    means = np.where(real, groups, 0).sum(1) / np.maximum(count, 1)
+    return np.asarray(np.where(count > 0, means, np.nan))

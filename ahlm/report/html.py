@@ -1,0 +1,147 @@
+"""`report.html`: one self-contained page of a run's results, curves, errors and videos."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from ahlm.config import Config
+from ahlm.data.dataset import FeatureDataset
+from ahlm.evaluation import Result
+from ahlm.evaluation.diagnosis import KINDS, diagnose
+from ahlm.evaluation.predictions import predicted_instances, truth_instances
+from ahlm.files import write_text
+from ahlm.infer import Detection, Predictor, VideoAnalysis
+from ahlm.localization import Localization
+from ahlm.report.timeline_svg import Bar, Timeline, timeline_svg
+
+MAX_VIDEOS = 200  # with a picture each; keeps the page under 5 MB
+CURVES = {
+    "loss_efc": "L_EFC",
+    "loss_dfc": "L_DFC",
+    "firing_rate": "firing rate",
+    "validation_mAP": "validation mAP",
+}
+
+
+class VideoRow(NamedTuple):
+    """One video of the page: what is searched and sorted, and its picture."""
+
+    id: str
+    labels: tuple[str, ...]
+    duration_s: float
+    errors: dict[str, int]
+    missed: int
+    picture: Markup
+
+
+def draw(predictor: Predictor, dataset: FeatureDataset, i: int, analysis: VideoAnalysis, found: Localization) -> str:
+    """Picture of video i of a data set."""
+    video = dataset.videos[i]
+    edges_s = predictor.spec.edges_s(len(analysis.cas))
+    best = int(np.argmax(analysis.video_scores))
+    detections = predictor.detections(found)
+    top = max((d.score for d in detections), default=1.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.log(analysis.kl_static / np.maximum(analysis.kl_change, 1e-9))
+    return timeline_svg(
+        Timeline(
+            f"{video.id}, {edges_s[-1]:.0f} s",
+            edges_s,
+            [Bar(s.label, s.start_s, s.end_s) for s in video.segments],
+            [Bar(d.label, d.start_s, d.end_s, _opacity(d, top)) for d in detections if d.score > 0.25 * top],
+            analysis.attention,
+            analysis.cas[:, best],
+            predictor.classes[best],
+            np.where(np.isfinite(ratio), ratio, np.nan),
+            edges_s[analysis.change_points],
+            edges_s[found.change_points],
+            edges_s[found.foreground_change_points],
+        )
+    )
+
+
+def _opacity(detection: Detection, top: float) -> float:
+    return float(np.clip(detection.score / max(top, 1e-9), 0.15, 1))
+
+
+def write_report(
+    path: Path,
+    predictor: Predictor,
+    dataset: FeatureDataset,
+    analyses: Sequence[VideoAnalysis],
+    predictions: dict[str, Any],
+    result: Result,
+    metrics: Sequence[dict[str, Any]] = (),
+) -> None:
+    """Write the page.
+
+    Args:
+        path: where.
+        predictor: the model.
+        dataset: the videos that were scored.
+        analyses: of `predictor.analyse_dataset(dataset)`.
+        predictions: of `predict`.
+        result: their evaluation.
+        metrics: records of metrics.jsonl, for the curves.
+    """
+    database = dataset.ground_truth("test")["database"]
+    videos, classes, truth = truth_instances("ground truth", database)
+    found, _ = predicted_instances("predictions", predictions["results"], videos, classes)
+    diagnosis = diagnose(truth, found, len(videos), len(classes))
+    video_of = found.video[diagnosis.judged]
+    rows = []
+    for i in range(min(len(dataset), MAX_VIDEOS)):
+        video = dataset.videos[i]
+        config: Config = predictor.config
+        localization = predictor.localize_analysis(dataset.features(i), analyses[i], video.duration_s, config)
+        kinds = diagnosis.kind[video_of == i]
+        errors = {name: int((kinds == k).sum()) for k, name in enumerate(KINDS) if k and (kinds == k).any()}
+        missed = int((~diagnosis.found[truth.video == i]).sum())
+        picture = Markup(draw(predictor, dataset, i, analyses[i], localization))
+        duration_s = predictor.spec.duration_s(len(analyses[i].cas))
+        rows.append(VideoRow(video.id, video.labels, duration_s, errors, missed, picture))
+    environment = Environment(loader=PackageLoader("ahlm.report", "."), autoescape=True, undefined=StrictUndefined)
+    page = environment.get_template("report.html.jinja").render(
+        result=result,
+        step=predictor.checkpoint.step,
+        config=predictor.config,
+        dataset=dataset,
+        curves=[curve(metrics, name, title) for name, title in CURVES.items() if any(name in r for r in metrics)],
+        false_positives=diagnosis.false_positives(),
+        misses=diagnosis.misses(),
+        tiou=diagnosis.tiou,
+        videos=rows,
+        all_labels=sorted({label for row in rows for label in row.labels}),
+        kinds=KINDS[1:],
+    )
+    write_text(path, page)
+
+
+class Curve(NamedTuple):
+    """A small plot: title, SVG points in a 300 x 80 box, and the values at its ends."""
+
+    title: str
+    points: str
+    first: float
+    last: float
+    low: float
+    high: float
+
+
+def curve(metrics: Sequence[dict[str, Any]], name: str, title: str, most: int = 300) -> Curve:
+    """One of the metrics over the steps, thinned to what a small plot can show."""
+    pairs = [(r["step"], float(r[name])) for r in metrics if name in r and math.isfinite(r[name])]
+    pairs = pairs[:: max(1, math.ceil(len(pairs) / most))]
+    steps, values = (np.array(column, float) for column in zip(*pairs, strict=True))
+    low, high = float(values.min()), float(values.max())
+    x = 300 * (steps - steps[0]) / max(1.0, steps[-1] - steps[0])
+    y = 80 * (1 - (values - low) / max(high - low, 1e-12))
+    points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
+    return Curve(title, points, float(values[0]), float(values[-1]), low, high)
