@@ -187,3 +187,17 @@ def test_untrained_predictor_can_be_built_by_hand() -> None:
     model = new_model(dataset, config).eval()
     predictor = Predictor(Checkpoint(model, config, dataset.classes, dataset.spec, 64, 0))
     assert isinstance(predictor.localize(dataset.features(0)), list)
+
+
+def test_four_layouts_give_the_same_predictions(run: Path, tmp_path: Path) -> None:
+    results = []
+    for layout in ("acmnet", "basnet", "actionformer", "video_features"):
+        write_demo(tmp_path / layout, layout)
+        output = tmp_path / f"{layout}.json"
+        command = ["--checkpoint", str(run), "--data.root", str(tmp_path / layout), "--output", str(output)]
+        assert main(command) == 0
+        results.append(json.loads(output.read_text())["results"])
+    assert len(results[0]) == 20
+    assert any(results[0].values())
+    for other in results[1:]:
+        assert other == results[0]
