@@ -13,7 +13,8 @@ VERBS = {
     "train": "train from video-level labels, localise, evaluate",
     "infer": "localise actions with a trained model",
     "evaluate": "score detections (mAP at tIoU)",
-    "report": "draw what a run found",
+    "report": "write report.html of a run again, or draw one of its videos",
+    "check": "look for problems in a folder of data",
 }
 
 
