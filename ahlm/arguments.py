@@ -44,7 +44,7 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> tuple[Config, Namespac
 
     Without `--config` the recipe is `demo`, or, with `--data.root`, the paper's (`thumos14`).
     """
-    # the recipe goes first, so that overrides hold wherever they stand
+    # the recipe goes first, so that overrides hold wherever they stand; --missing is spelled as in the other commands
     words, recipe, rest = iter(argv), None, []
     for word in words:
         if word == "--config":
@@ -52,7 +52,7 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> tuple[Config, Namespac
         elif word.startswith("--config="):
             recipe = word.removeprefix("--config=")
         else:
-            rest.append(word)
+            rest.append(word.replace("--missing", "--data.missing", 1) if word.startswith("--missing") else word)
     if recipe is None:
         recipe = DATA_RECIPE if any(word.split("=")[0] == "--data.root" for word in rest) else DEMO_RECIPE
     argv = [f"--config={recipe_path(recipe)}", *rest]
