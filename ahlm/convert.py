@@ -1,0 +1,112 @@
+"""Bring data of other projects into a layout read here: `python -m ahlm.convert wtalc|demo|hapt ...`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ahlm.config import DataConfig
+from ahlm.errors import DataError
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m ahlm.convert", description="Bring data of other projects into a layout that ahlm reads."
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="wtalc|demo|hapt")
+    wtalc = verbs.add_parser(
+        "wtalc",
+        help="packs of W-TALC, CO2-Net, DELU, P-MIL, ...: *-JOINTFeatures.npy and *-Annotations/",
+        description="Write a pack as one feature file a video. An interrupted run goes on where it stopped.",
+    )
+    wtalc.add_argument("source", metavar="SRC", help="the pack, or the folder of one pack")
+    wtalc.add_argument("out", metavar="OUT", help="folder to write")
+    wtalc.add_argument("--annotations", metavar="DIR", help="default: NAME-Annotations beside the pack")
+    default = DataConfig()
+    for name, what in (("fps", "frames a second"), ("stride", "frames from snippet to snippet"), ("window", "frames")):
+        text = f"{what}, which the pack does not say (default: {getattr(default, name):g})"
+        wtalc.add_argument(f"--{name}", type=float, default=getattr(default, name), help=text)
+    demo = verbs.add_parser("demo", help="the generated demo, as an example of a layout")
+    demo.add_argument("out", metavar="OUT", help="folder to write")
+    demo.add_argument("--layout", default="acmnet", metavar="NAME", help="acmnet, basnet, actionformer, video_features")
+    hapt = verbs.add_parser(
+        "hapt", help="UCI's recordings of activities and postural transitions (HAPT), from their zip"
+    )
+    hapt.add_argument("source", metavar="ZIP", help="the zip file of UCI")
+    hapt.add_argument("out", metavar="OUT", help="folder to write")
+    hapt.add_argument(
+        "--test-users", type=int, nargs=2, default=(21, 25), metavar=("FIRST", "LAST"), help="of 21 to 30"
+    )
+    hapt.add_argument("--seed", type=int, default=5, help="of the videos' lengths (default: 5)")
+    for verb in (wtalc, demo, hapt):
+        verb.add_argument("--overwrite", action="store_true", help="replace what is in OUT")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m ahlm.convert`."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    out = Path(arguments.out)
+    if not arguments.overwrite:
+        # annotations are written last: with them the data set is complete
+        done = [path for path in (out / "gt.json", out / "annotations" / "annotations.json") if path.exists()]
+        if done:
+            parser.error(f"{done[0]} exists; --overwrite replaces the data set")
+    try:
+        lines = _convert(parser, arguments)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
+    print("\n".join([*lines, f"look it over with: python -m ahlm.check {out}"]))
+    return 0
+
+
+def _convert(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> list[str]:
+    # NumPy loads only after the command line was found good
+    if arguments.verb == "demo":
+        from ahlm.data.synthetic import write_demo
+        from ahlm.data.write import LAYOUTS
+
+        if arguments.layout not in LAYOUTS:
+            parser.error(f"--layout: expected one of {', '.join(LAYOUTS)}, got {arguments.layout}")
+        write_demo(arguments.out, arguments.layout)
+        return [f"the demo in layout {arguments.layout} -> {arguments.out}"]
+    if arguments.verb == "hapt":
+        from ahlm.data.hapt import convert_hapt
+
+        first, last = arguments.test_users
+        if not 20 < first <= last:
+            parser.error(
+                f"--test-users: expected FIRST <= LAST, both beyond the training users 1-20, got {first} {last}"
+            )
+        return convert_hapt(
+            arguments.source, arguments.out, test_users=(first, last), seed=arguments.seed, progress=True
+        )
+    from ahlm.data.wtalc import convert_wtalc
+    from ahlm.timeline import FeatureSpec
+
+    try:
+        spec = FeatureSpec(arguments.fps, arguments.stride, arguments.window)
+    except ValueError as error:
+        parser.error(str(error))
+    return convert_wtalc(
+        arguments.source,
+        arguments.out,
+        spec=spec,
+        annotations=arguments.annotations,
+        overwrite=arguments.overwrite,
+        progress=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
