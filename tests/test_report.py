@@ -17,8 +17,8 @@ from ahlm.checkpoint import save_weights
 from ahlm.cli import main
 from ahlm.data.synthetic import demo_dataset
 from ahlm.infer import Predictor
-from ahlm.report.html import write_report
-from ahlm.report.timeline_svg import Bar, Timeline, thinned, timeline_svg
+from ahlm.report.html import MAX_BYTES, MAX_DETECTIONS, MAX_VIDEOS, write_report
+from ahlm.report.timeline_svg import Bar, Timeline, path_data, thinned, timeline_svg
 from ahlm.train import Trainer, new_model, score
 
 HOSTILE = "<script>window.hacked = 1</script>\"'&"
@@ -45,10 +45,9 @@ def picture(title: str = "video", label: str = "run") -> str:
 
 def test_picture_is_xml_with_every_part() -> None:
     root = ET.fromstring(picture())
-    assert len(root.findall(f"{SVG}polyline")) == 5  # three attentions, CAS, ratio
-    lines = [line.get("class") for line in root.findall(f"{SVG}line")]
-    assert lines.count("point") == 1
-    assert lines.count("pale") == lines.count("gone") == 1
+    paths = [path.get("class") for path in root.findall(f"{SVG}path")]
+    assert paths.count("line") == 5  # three attentions, CAS, ratio
+    assert [paths.count(kind) for kind in ("point", "pale", "gone")] == [1, 1, 1]
     titles = [title.text for title in root.iter(f"{SVG}title")]
     assert titles == ["run 1.0-2.0 s", "run 1.1-2.0 s"]
 
@@ -61,11 +60,33 @@ def test_strings_from_data_are_escaped() -> None:
 
 def test_long_videos_are_thinned() -> None:
     values = np.arange(6001, dtype=float)
-    values[:11] = np.nan
+    values[:19] = np.nan
     thin = thinned(values)
-    assert len(thin) <= 600
+    assert len(thin) == 316  # groups of 19
     assert np.isnan(thin[0])
-    np.testing.assert_allclose(thin[1:3], [16, 27])
+    np.testing.assert_allclose(thin[1:3], [28, 47])
+
+
+def test_path_data_goes_through_its_points() -> None:
+    x, y = np.array([1.0, 2.5, 2.6, 13.0]), np.array([4.0, 3.5, 3.5, 13.9])
+    assert path_data(x, y) == "M1 4l1.5-.5 .1 0 10.4 10.4"
+    rng = np.random.default_rng(0)
+    x, y = np.sort(rng.uniform(100, 900, 300)), rng.uniform(0, 50, 300)
+    start, steps = path_data(x, y)[1:].split("l")
+    walked = np.array([start.split(), *np.array(re.findall(r"-?[\d.]+", steps)).reshape(-1, 2)], float).cumsum(0)
+    np.testing.assert_allclose(walked, np.stack([x, y], 1), atol=0.051)
+
+
+def test_200_videos_as_long_as_those_of_thumos_fit() -> None:
+    n, rng = 750, np.random.default_rng(0)
+    bars = [Bar("CleanAndJerk", 15.0 * i, 15.0 * i + 9, 0.5) for i in range(MAX_DETECTIONS)]
+    changes = np.sort(rng.choice(n, n // 5, replace=False)) * 0.64
+    noise = rng.random((n, 4), np.float32)
+    test = Timeline(
+        "video_test_0000001, 480 s", np.arange(n + 1) * 0.64, bars, bars, noise[:, :3], noise[:, 3], "CleanAndJerk",
+        np.log(rng.random(n)), changes, changes[::2], changes[::4],
+    )  # fmt: skip
+    assert len(timeline_svg(test).encode()) * MAX_VIDEOS < MAX_BYTES
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +127,7 @@ def test_page_is_self_contained_and_escaped(run: Path) -> None:
     assert not re.findall(r"""(?:src|href)\s*=|url\(|@import""", page), "the page asks for something else"
     assert len(page.encode()) / 6 * 200 < 5e6, "200 videos must stay under 5 MB"
     assert page.count("<details") == 6
+    assert "not drawn" not in page
 
 
 def test_command_draws_a_test_video(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,6 +144,16 @@ def test_command_writes_the_page_again(run: Path, tmp_path: Path) -> None:
     assert (tmp_path / "report.html").read_text().count("<details") == 20
 
 
+def test_page_says_what_it_left_out(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ahlm.report.html.MAX_BYTES", 60_000)
+    shutil.copy(run / "last.safetensors", tmp_path)
+    assert main(["report", str(tmp_path)]) == 0
+    page = (tmp_path / "report.html").read_text()
+    drawn = page.count("<details")
+    assert 0 < drawn < 20
+    assert f"{20 - drawn} more videos of this split" in page
+
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -135,10 +167,11 @@ def test_page_in_a_browser(run: Path, tmp_path: Path) -> None:
       out.all = visible().length;
       set("search", "test_003"); out.search = visible().map(v => v.dataset.name);
       set("search", ""); set("label", "Jump");
-      out.label = visible().every(v => v.dataset.labels.split("|").includes("Jump")) && visible().length < 6;
+      out.label = visible().every(v => JSON.parse(v.dataset.labels).includes("Jump")) && visible().length < 6;
       set("label", ""); set("kind", "missed"); out.missed = visible().every(v => v.dataset.missed > 0);
       set("kind", ""); set("order", "length"); out.lengths = visible().map(v => +v.dataset.length);
       document.querySelectorAll("#classes thead button")[5].click();
+      out.sorted = document.querySelector("th[aria-sort]").getAttribute("aria-sort");
       out.column = [...$("classes").tBodies[0].rows].map(r => +r.cells[5].textContent);
       out.overflow = document.documentElement.scrollWidth > innerWidth;
       document.title = JSON.stringify(out);
@@ -161,6 +194,7 @@ def test_page_in_a_browser(run: Path, tmp_path: Path) -> None:
     assert out["missed"]
     assert out["lengths"] == sorted(out["lengths"], reverse=True)
     assert out["column"] == sorted(out["column"], reverse=True)
+    assert out["sorted"] == "descending"
     assert out["overflow"] is False, "the page scrolls sideways on a narrow screen"
 
 

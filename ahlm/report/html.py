@@ -21,7 +21,8 @@ from ahlm.infer import Detection, Predictor, VideoAnalysis
 from ahlm.localization import Localization
 from ahlm.report.timeline_svg import Bar, Timeline, timeline_svg
 
-MAX_VIDEOS = 200  # with a picture each; keeps the page under 5 MB
+# what the page draws at most, so that it stays under 5 MB: videos, bytes of pictures, detections in one
+MAX_VIDEOS, MAX_BYTES, MAX_DETECTIONS = 200, 4_700_000, 30
 CURVES = {
     "loss_efc": "L_EFC",
     "loss_dfc": "L_DFC",
@@ -55,7 +56,11 @@ def draw(predictor: Predictor, dataset: FeatureDataset, i: int, analysis: VideoA
             f"{video.id}, {edges_s[-1]:.0f} s",
             edges_s,
             [Bar(s.label, s.start_s, s.end_s) for s in video.segments],
-            [Bar(d.label, d.start_s, d.end_s, _opacity(d, top)) for d in detections if d.score > 0.25 * top],
+            [
+                Bar(d.label, d.start_s, d.end_s, _opacity(d, top))
+                for d in detections[:MAX_DETECTIONS]
+                if d.score > 0.25 * top
+            ],
             analysis.attention,
             analysis.cas[:, best],
             predictor.classes[best],
@@ -96,7 +101,8 @@ def write_report(
     found, _ = predicted_instances("predictions", predictions["results"], videos, classes)
     diagnosis = diagnose(truth, found, len(videos), len(classes))
     video_of = found.video[diagnosis.judged]
-    rows = []
+    rows: list[VideoRow] = []
+    drawn = 0
     for i in range(min(len(dataset), MAX_VIDEOS)):
         video = dataset.videos[i]
         config: Config = predictor.config
@@ -105,6 +111,9 @@ def write_report(
         errors = {name: int((kinds == k).sum()) for k, name in enumerate(KINDS) if k and (kinds == k).any()}
         missed = int((~diagnosis.found[truth.video == i]).sum())
         picture = Markup(draw(predictor, dataset, i, analyses[i], localization))
+        drawn += len(picture.encode())
+        if drawn > MAX_BYTES:
+            break
         duration_s = predictor.spec.duration_s(len(analyses[i].cas))
         rows.append(VideoRow(video.id, video.labels, duration_s, errors, missed, picture))
     environment = Environment(loader=PackageLoader("ahlm.report", "."), autoescape=True, undefined=StrictUndefined)
@@ -118,6 +127,7 @@ def write_report(
         misses=diagnosis.misses(),
         tiou=diagnosis.tiou,
         videos=rows,
+        left_out=len(dataset) - len(rows),
         all_labels=sorted({label for row in rows for label in row.labels}),
         kinds=KINDS[1:],
     )

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 WIDTH, LEFT, RIGHT = 960, 108, 22
-MOST_POINTS = 600  # of a curve; longer videos are averaged in groups
+MOST_POINTS = 320  # of a curve; longer videos are averaged in groups
+TICKS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600)
 TRACK, GAP = 46, 10
 # Okabe-Ito: told apart by colour-blind readers, on white and on black
 COLOURS = {"foreground": "#d55e00", "context": "#e69f00", "background": "#56b4e9", "cas": "#009e73", "ratio": "#8a6fbf"}
@@ -18,7 +19,8 @@ CLASS_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9
 STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#24292f}.axis{stroke:#8c959f;stroke-width:1}.quiet{fill:#8c959f}"
     ".line{fill:none;stroke-width:1.6;stroke-linejoin:round}.point{stroke:#24292f;stroke-width:1.2}"
-    ".pale{stroke:#8c959f;stroke-width:1.2;stroke-dasharray:2 2}.gone{stroke:#d55e00;stroke-width:2.4;stroke-dasharray:1 4}"
+    ".pale{stroke:#8c959f;stroke-width:1.2;stroke-dasharray:2 2}"
+    ".gone{stroke:#d55e00;stroke-width:2.4;stroke-dasharray:1 4}"
     "@media(prefers-color-scheme:dark){text{fill:#e6edf3}.point{stroke:#e6edf3}}"
 )
 
@@ -93,8 +95,10 @@ def timeline_svg(timeline: Timeline) -> str:
         centres = thinned((timeline.edges_s[:-1] + timeline.edges_s[1:]) / 2)
         values = thinned(values)
         heights = y + TRACK * (1 - (np.clip(values, low, high) - low) / (high - low))
-        points = [f"{x(s):.1f},{h:.1f}" for s, h in zip(centres, heights, strict=True) if np.isfinite(h)]
-        parts.append(f'<polyline class="line" style="stroke:{tone}" points="{" ".join(points)}"/>')
+        real = np.isfinite(heights)
+        if real.any():
+            d = path_data(np.array([x(s) for s in centres[real]]), heights[real])
+            parts.append(f'<path class="line" style="stroke:{tone}" d="{d}"/>')
 
     def base() -> None:
         nonlocal y
@@ -103,8 +107,11 @@ def timeline_svg(timeline: Timeline) -> str:
         y += GAP
 
     parts.append(f'<text x="{LEFT}" y="17" style="font-weight:600">{escape(timeline.title)}</text>')
-    offset = LEFT + 260.0
+    offset = LEFT + 24 + max(120.0, 7.6 * len(timeline.title))
     for label in labels:
+        if offset + 16 + 7 * len(label) > WIDTH:
+            parts.append(f'<text x="{min(offset, WIDTH - 14.0):.0f}" y="17">…</text>')
+            break  # the bars say their labels when pointed at
         parts.append(f'<rect x="{offset:.0f}" y="7" width="11" height="11" rx="2" fill="{colour[label]}"/>')
         parts.append(f'<text x="{offset + 16:.0f}" y="17">{escape(label)}</text>')
         offset += 34 + 7 * len(label)
@@ -126,17 +133,20 @@ def timeline_svg(timeline: Timeline) -> str:
     curve(timeline.log_ratio, low, max(high, low + 1e-6), COLOURS["ratio"])
     base()
     name("change-points", y + 13)
-    for seconds in timeline.detected_s:
-        top, style = y - 2, "gone"
-        if np.isclose(timeline.refined_s, seconds).any():
-            style = "pale"
-        if np.isclose(timeline.foreground_s, seconds).any():
-            top, style = first, "point"
-        parts.append(
-            f'<line class="{style}" x1="{x(seconds):.1f}" x2="{x(seconds):.1f}" y1="{top:.0f}" y2="{y + 16:.0f}"/>'
-        )
+    kept, refined = (
+        np.isclose(timeline.detected_s[:, None], some, rtol=0, atol=1e-6).any(1)
+        for some in (timeline.foreground_s, timeline.refined_s)
+    )
+    for style, members, top in (
+        ("gone", ~kept & ~refined, y - 2),
+        ("pale", ~kept & refined, y - 2),
+        ("point", kept, first),
+    ):
+        if members.any():
+            d = "".join(f"M{x(seconds):.1f} {top:.0f}V{y + 16:.0f}" for seconds in timeline.detected_s[members])
+            parts.append(f'<path class="{style}" d="{d}"/>')
     y += 16 + GAP
-    step = max(1, round(end / 8))
+    step = next((tick for tick in TICKS_S if end / tick <= 9), TICKS_S[-1])
     for seconds in range(0, int(end) + 1, step):
         parts.append(
             f'<text class="quiet" x="{x(seconds):.1f}" y="{y + 10:.0f}" text-anchor="middle">{seconds} s</text>'
@@ -146,6 +156,17 @@ def timeline_svg(timeline: Timeline) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" role="img" '
         f'aria-label="{escape(timeline.title)}"><style>{STYLE}</style>{"".join(parts)}</svg>\n'
     )
+
+
+def path_data(x: NDArray[np.float64], y: NDArray[np.float64]) -> str:
+    """A line through the points [n] as SVG path data: relative steps of tenths, half the size of absolute ones."""
+    tenths = np.rint(10 * np.stack([x, y], 1)).astype(int)
+    steps = np.diff(tenths, axis=0).ravel()
+    # a minus sign separates numbers by itself
+    text = "".join(
+        f"{'' if step < 0 else ' '}{step / 10:g}".replace(" 0.", " .").replace("-0.", "-.") for step in steps
+    )
+    return f"M{tenths[0, 0] / 10:g} {tenths[0, 1] / 10:g}l{text.lstrip()}"
 
 
 def thinned(values: NDArray[np.float64]) -> NDArray[np.float64]:
