@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -154,7 +155,9 @@ class FeatureDataset:
         n_train = int(len(self) * (1 - share))
         if not 0 < n_train < len(self):
             raise ValueError(f"validation must leave videos on both sides, got {share} of {len(self)}")
-        return self.subset(range(n_train)), self.subset(range(n_train, len(self)))
+        training, validation = self.subset(range(n_train)), self.subset(range(n_train, len(self)))
+        training.missing, training.notes = self.missing, self.notes
+        return training, validation
 
     def subset(self, indices: Sequence[int]) -> FeatureDataset:
         """The same data set with some of its videos."""
@@ -178,9 +181,9 @@ class FeatureDataset:
     ) -> FeatureDataset:
         """Feature files without annotations, each named by its stem."""
         videos = [Video(Path(file).stem, Path(file)) for file in files]
-        repeated = {video.id for video in videos if [other.id for other in videos].count(video.id) > 1}
+        repeated = [name for name, count in Counter(video.id for video in videos).items() if count > 1]
         if repeated:
-            raise DataError(sorted(repeated)[0], "file name", "one file a video", "several files of this name")
+            raise DataError(repeated[0], "file name", "one file a video", "several files of this name")
         return cls(videos, classes, spec, layout="files", feature_dim=feature_dim)
 
 

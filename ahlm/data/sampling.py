@@ -14,7 +14,8 @@ def sample_snippets_train(n: int, size: int, rng: np.random.Generator) -> NDArra
     """`size` sorted indices of n snippets: with replacement when n < size, else one of each of `size` equal strata."""
     if n < size:
         return np.sort(rng.integers(0, n, size))
-    return np.floor((np.arange(size) + rng.random(size)) * n / size).astype(np.int64)
+    # the last stratum's end may be rounded up to n
+    return np.minimum(np.floor((np.arange(size) + rng.random(size)) * n / size), n - 1).astype(np.int64)
 
 
 def sample_snippets_test(n: int, size: int) -> NDArray[np.int64]:

@@ -154,6 +154,16 @@ def test_strings_without_durations(root: Path) -> None:
     assert video.duration_s is None
 
 
+def test_validation_split_keeps_what_was_found(root: Path) -> None:
+    edit(root, "a", duration=60)
+    dataset = open_dataset(DataConfig(root=str(root)), "train")
+    training, validation = dataset.split_validation(0.5)
+    assert (training.notes, training.missing) == (dataset.notes, dataset.missing)
+    assert len(training.notes) == 1
+    assert validation.notes == ()
+    assert (training.videos, validation.videos) == (dataset.videos[:1], dataset.videos[1:])
+
+
 def test_validation_split_is_the_end_of_the_list() -> None:
     training, validation = demo_dataset("train").split_validation(0.25)
     assert [video.id for video in validation.videos] == [f"train_{i:03d}" for i in range(30, 40)]
@@ -225,6 +235,15 @@ def test_sampling(n: int) -> None:
         assert (np.diff(index) > 0).all() or n == 10
     test = sample_snippets_test(n, 10)
     np.testing.assert_array_equal(test, np.arange(n) if n <= 10 else np.floor(np.arange(10) * n / 10))
+
+
+def test_sampling_stays_inside_the_video() -> None:
+    class Highest(np.random.Generator):
+        def random(self, size: int) -> np.ndarray:  # type: ignore[override]
+            return np.full(size, np.nextafter(1, 0))
+
+    # 749 + the largest number below 1 is 750 in double precision
+    assert sample_snippets_train(2600, 750, Highest(np.random.PCG64(0)))[-1] == 2599
 
 
 def test_crops_cover_the_video() -> None:
