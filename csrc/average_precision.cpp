@@ -57,7 +57,8 @@ struct Scratch {
   std::vector<std::pair<double, std::int64_t>> ranked;  // score and index of the class's predictions
   std::vector<double> overlaps;                         // of one prediction with the instances of its video
   std::vector<char> taken;                              // [tiou, instance]
-  std::vector<char> correct;                            // [tiou, prediction]
+  std::vector<std::size_t> hits;                        // [tiou, instance] ranks of the correct predictions, rising
+  std::vector<std::size_t> n_hits;                      // [tiou]
   std::vector<double> terms;
 };
 
@@ -82,7 +83,8 @@ void evaluate_class(const GroundTruth& truth, const Predictions& predictions, co
     s.instances[s.first[video] + s.count[video]++] = truth_of_class[g];
   }
   s.taken.assign(n_tious * n_truth, 0);
-  s.correct.assign(n_tious * n_visits, 0);
+  s.hits.resize(n_tious * n_truth);
+  s.n_hits.assign(n_tious, 0);
   s.overlaps.resize(n_truth);
   const double lowest = n_tious ? *std::min_element(tious, tious + n_tious) : 0.0;
 
@@ -115,27 +117,23 @@ void evaluate_class(const GroundTruth& truth, const Predictions& predictions, co
       }
       if (chosen < 0) continue;
       taken[chosen] = 1;
-      s.correct[k * n_visits + i] = 1;
+      s.hits[k * n_truth + s.n_hits[k]++] = i;
       if (matched) matched[k * predictions.size + p] = s.instances[chosen];
     }
   }
 
   const double n_positive = static_cast<double>(n_truth);
   for (std::size_t k = 0; k < n_tious; ++k) {
-    const char* correct = s.correct.data() + k * n_visits;
-    double true_positives = 0.0;
-    for (std::size_t i = 0; i < n_visits; ++i) true_positives += correct[i];
-    // recall rises only at correct predictions; precision is interpolated from the right
-    const auto n_terms = static_cast<std::size_t>(true_positives);
-    // a last rise to full recall at precision 0 counts as a term in NumPy's order of summation
-    s.terms.assign(n_terms + (n_terms < n_truth), 0.0);
+    const std::size_t* hits = s.hits.data() + k * n_truth;
+    const std::size_t n_hits = s.n_hits[k];
+    // recall rises only at hits, and between two of them precision only falls: interpolated from the right, the hits
+    // are all that matters. A last rise to full recall at precision 0 counts as a term in NumPy's order of summation
+    s.terms.assign(n_hits + (n_hits < n_truth), 0.0);
     double precision = 0.0;
-    std::size_t term = n_terms;
-    for (std::size_t i = n_visits; i-- > 0;) {
-      precision = std::max(precision, true_positives / static_cast<double>(i + 1));
-      if (!correct[i]) continue;
-      s.terms[--term] = (true_positives / n_positive - (true_positives - 1.0) / n_positive) * precision;
-      true_positives -= 1.0;
+    for (std::size_t hit = n_hits; hit-- > 0;) {
+      const double true_positives = static_cast<double>(hit + 1);
+      precision = std::max(precision, true_positives / static_cast<double>(hits[hit] + 1));
+      s.terms[hit] = (true_positives / n_positive - (true_positives - 1.0) / n_positive) * precision;
     }
     ap[k * n_classes + class_index] = pairwise_sum(s.terms.data(), s.terms.size());
   }
