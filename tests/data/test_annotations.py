@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +110,14 @@ def test_subsets_of_thumos_and_of_activitynet() -> None:
     # one subset never serves as both
     assert (split("train", a="validation"), split("test", a="validation")) == ([], ["a"])
     assert split("heldout", a="HeldOut") == ["a"]
+
+
+def test_examples_of_the_documentation(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    blocks = dict(re.findall(r"```(json|)\n(.*?)```", text[text.index("## Annotations") :], flags=re.DOTALL)[:2])
+    (tmp_path / "gt.json").write_text(blocks["json"])
+    (tmp_path / "labels.csv").write_text(blocks[""])
+    activitynet, table = read_annotations(tmp_path / "gt.json"), read_annotations(tmp_path / "labels.csv")
+    assert activitynet == {"ID": Annotation("training", 120.5, ("Jump",), ((12.0, 15.5, "Jump"),))}
+    assert table["ID"] == Annotation("train", None, ("Jump",), ((12.0, 15.5, "Jump"),))
+    assert table["ID2"] == Annotation("train", None, ("Spin",), ())

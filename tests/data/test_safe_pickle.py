@@ -209,3 +209,22 @@ def test_truncated_and_absent_files(tmp_path: Path) -> None:
     npy(path, pickle.dumps(objects(1, 2)), (3,))
     with pytest.raises(DataError, match=r"expected an object array \[3\]"):
         load_objects(path)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_damaged_pickles_end_in_one_kind_of_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    payload = pickle.dumps(objects(np.arange(6.0), ["run"], objects([1, 2.5]), np.float32(1)), protocol=protocol)
+    rng = np.random.default_rng(protocol)
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(payload)
+        for position in rng.integers(0, len(payload), 3):
+            damaged[position] = rng.integers(0, 256)
+        try:
+            load_objects(npy(tmp_path / "a.npy", bytes(damaged), (4,)))
+        except DataError:
+            refused += 1
+    assert refused > 100  # the others changed a number or a letter
