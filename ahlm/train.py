@@ -316,7 +316,7 @@ def test(dataset: FeatureDataset, folder: RunFolder, device: str) -> Result:
         }
     write_json(folder.evaluation, summary)
     metrics = read_metrics(folder.metrics) if folder.metrics.exists() else []
-    write_report(folder.report, predictor, dataset, analyses, predictions, result, metrics)
+    write_report(folder.report, predictor, dataset, analyses, predictions, result, metrics, summary.get("best"))
     return result
 
 

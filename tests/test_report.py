@@ -16,7 +16,7 @@ from ahlm.arguments import load_recipe
 from ahlm.checkpoint import save_weights
 from ahlm.cli import main
 from ahlm.data.synthetic import demo_dataset
-from ahlm.infer import Predictor
+from ahlm.infer import Predictor, load
 from ahlm.report.html import MAX_BYTES, MAX_DETECTIONS, MAX_VIDEOS, write_report
 from ahlm.report.timeline_svg import Bar, Timeline, path_data, thinned, timeline_svg
 from ahlm.train import Trainer, new_model, score
@@ -142,6 +142,25 @@ def test_command_writes_the_page_again(run: Path, tmp_path: Path) -> None:
     shutil.copy(run / "last.safetensors", tmp_path)
     assert main(["report", str(tmp_path)]) == 0
     assert (tmp_path / "report.html").read_text().count("<details") == 20
+
+
+def test_page_names_the_checkpoints_and_takes_a_video_with_nothing_in_it(run: Path, tmp_path: Path) -> None:
+    predictor, testing = load(run), demo_dataset("test").subset(range(3))
+    testing.videos = (
+        testing.videos[0],
+        dataclasses.replace(testing.videos[1], segments=(), labels=()),
+        testing.videos[2],
+    )
+    analyses = predictor.analyse_dataset(testing, progress=False)
+    predictions, result = score(predictor, testing, analyses)
+    predictions["results"]["test_001"] = []
+    best = {"step": 77, "average": {"0.1:0.7": 0.375}}
+    write_report(tmp_path / "report.html", predictor, testing, analyses, predictions, result, best=best)
+    page = (tmp_path / "report.html").read_text()
+    assert "last checkpoint, step 150" in page
+    assert "(step 77) reaches 37.5" in page
+    assert page.count("<details") == 3
+    assert 'data-name="test_001" data-labels="[]" data-kinds="" data-errors="0" data-missed="0"' in page
 
 
 def test_page_says_what_it_left_out(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

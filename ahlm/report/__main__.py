@@ -13,7 +13,7 @@ from ahlm.evaluation import evaluate
 from ahlm.files import write_text
 from ahlm.infer import load, predict
 from ahlm.report.html import draw, write_report
-from ahlm.run_folder import RunFolder, read_metrics
+from ahlm.run_folder import RunFolder, read_evaluation, read_metrics
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -38,7 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
     predictions = predict(predictor, dataset, analyses)
     result = evaluate(dataset.ground_truth("test"), predictions, predictor.config.protocol, subset="test")
     metrics = read_metrics(folder.metrics) if folder.metrics.exists() else []
-    write_report(folder.report, predictor, dataset, analyses, predictions, result, metrics)
+    best = read_evaluation(folder).get("best") if folder.evaluation.exists() else None
+    write_report(folder.report, predictor, dataset, analyses, predictions, result, metrics, best)
     print(folder.report)
     return 0
 

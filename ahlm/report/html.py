@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,6 +84,7 @@ def write_report(
     predictions: dict[str, Any],
     result: Result,
     metrics: Sequence[dict[str, Any]] = (),
+    best: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the page.
 
@@ -95,6 +96,7 @@ def write_report(
         predictions: of `predict`.
         result: their evaluation.
         metrics: records of metrics.jsonl, for the curves.
+        best: `best` of eval.json, the checkpoint that a validation split chose; none: there was no such split.
     """
     database = dataset.ground_truth("test")["database"]
     videos, classes, truth = truth_instances("ground truth", database)
@@ -107,9 +109,10 @@ def write_report(
         video = dataset.videos[i]
         config: Config = predictor.config
         localization = predictor.localize_analysis(dataset.features(i), analyses[i], video.duration_s, config)
-        kinds = diagnosis.kind[video_of == i]
+        index = videos.index(video.id)
+        kinds = diagnosis.kind[video_of == index]
         errors = {name: int((kinds == k).sum()) for k, name in enumerate(KINDS) if k and (kinds == k).any()}
-        missed = int((~diagnosis.found[truth.video == i]).sum())
+        missed = int((~diagnosis.found[truth.video == index]).sum())
         picture = Markup(draw(predictor, dataset, i, analyses[i], localization))
         drawn += len(picture.encode())
         if drawn > MAX_BYTES:
@@ -120,6 +123,7 @@ def write_report(
     page = environment.get_template("report.html.jinja").render(
         result=result,
         step=predictor.checkpoint.step,
+        best=best,
         config=predictor.config,
         dataset=dataset,
         curves=[curve(metrics, name, title) for name, title in CURVES.items() if any(name in r for r in metrics)],
