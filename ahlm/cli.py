@@ -15,6 +15,7 @@ VERBS = {
     "evaluate": "score detections (mAP at tIoU)",
     "report": "write report.html of a run again, or draw one of its videos",
     "check": "look for problems in a folder of data",
+    "convert": "bring data of other projects into a layout read here",
 }
 
 
