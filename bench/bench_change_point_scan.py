@@ -1,0 +1,142 @@
+"""The change-point scan against `torch.nn.GRU(64, 256)` on the same batch: what a user would compare it with.
+
+Forward, and forward with backward; the filtered and the literal reading; change-points forced at 0, 10 and 50 % of the
+snippets, and free. Under pytest a short selection; as a script the whole grid.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ahlm.kernels.change_point_scan import BACKENDS, ScanRules, ScanStreams, ScanWeights, change_point_scan
+
+Z, H = 64, 256
+READINGS = {
+    "filtered": ScanRules(),
+    "literal": ScanRules("prior", "full", "transition", belief_weight=0.0, evidence_weight=1.0),
+}
+FIRING: tuple[float | None, ...] = (None, 0.0, 0.1, 0.5)
+
+
+class Case:
+    """Seeded inputs of one size and reading."""
+
+    def __init__(self, rules: ScanRules, batch: int, n: int, firing: float | None) -> None:
+        generator = torch.Generator().manual_seed(0)
+
+        def draw(*shape: int, scale: float = 0.1) -> Tensor:
+            return (scale * torch.randn(*shape, generator=generator)).requires_grad_()
+
+        literal = rules.change_prior == "full"
+        streams = [draw(batch, n, 2 * Z, scale=1.0) if wanted else None for wanted in (True, literal, literal)]
+        assert streams[0] is not None
+        self.rules, self.streams = rules, ScanStreams(streams[0], streams[1], streams[2])
+        self.weights = ScanWeights(
+            *(draw(*shape) for shape in ((3 * H, Z), (3 * H, H), (3 * H,), (3 * H,), (2 * Z, H))),
+            None if literal else draw(2 * Z),
+            draw(2 * Z, H) if literal else None,
+            draw(H),
+        )
+        self.noise = torch.randn(batch, n, Z, generator=generator)
+        self.forced = None if firing is None else torch.rand(batch, n, generator=generator) < firing
+        self.gru = torch.nn.GRU(Z, H, batch_first=True)
+        self.gru_input = draw(batch, n, Z)
+
+    def scan(self, backend: str) -> Tensor:
+        """Forward; what a loss would look at."""
+        output = change_point_scan(
+            self.streams, self.weights, self.rules, noise=self.noise, forced_changes=self.forced, backend=backend
+        )
+        return output.kl_charged.sum() + output.latent.sum()
+
+    def library(self) -> Tensor:
+        """The yardstick: the library's GRU, which does less."""
+        total: Tensor = self.gru(self.gru_input)[0].sum()
+        return total
+
+
+def seconds(run: Callable[[], Tensor], backward: bool, repeats: int) -> list[float]:
+    """Sorted times of `run`, with its backward or without gradients."""
+    taken = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        if backward:
+            run().backward()  # type: ignore[no-untyped-call]
+        else:
+            with torch.inference_mode():
+                run()
+        taken.append(time.perf_counter() - start)
+    return sorted(taken[1:])  # the first call warms up
+
+
+def measure(reading: str, batch: int, n: int, firing: float | None, backward: bool, repeats: int) -> dict[str, Any]:
+    """Times of the library and of every backend on one case; answers are compared first."""
+    case = Case(READINGS[reading], batch, n, firing)
+    with torch.inference_mode():
+        expected = case.scan("reference")
+        for backend in BACKENDS:
+            torch.testing.assert_close(case.scan(backend), expected, rtol=1e-4, atol=1e-2)
+    library = seconds(case.library, backward, repeats)
+    row: dict[str, Any] = {
+        "reading": reading,
+        "batch": batch,
+        "snippets": n,
+        "firing": "free" if firing is None else firing,
+        "direction": "forward + backward" if backward else "forward",
+        "nn.GRU": {"min": library[0], "median": library[len(library) // 2]},
+    }
+    for backend in BACKENDS:
+        taken = seconds(lambda backend=backend: case.scan(backend), backward, repeats)  # type: ignore[misc]
+        row[backend] = {"min": taken[0], "median": taken[len(taken) // 2], "times nn.GRU": taken[0] / library[0]}
+    return row
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("reading", sorted(READINGS))
+@pytest.mark.parametrize("batch", [1, 16])
+def test_scan(benchmark: Any, record: Any, batch: int, reading: str, backward: bool) -> None:
+    torch.set_num_threads(2)
+    benchmark.group = f"scan of {batch} videos of 150 snippets, {'forward + backward' if backward else 'forward'}"
+    row = measure(reading, batch, 150, None, backward, repeats=3)
+    benchmark.extra_info.update(row)
+    case = Case(READINGS[reading], batch, 150, None)
+    if backward:
+        benchmark.pedantic(lambda: case.scan("auto").backward(), rounds=3)
+    else:
+        benchmark.pedantic(lambda: case.scan("auto"), rounds=3)
+    name = f"change_point_scan_{reading}_{batch}_{'backward' if backward else 'forward'}"
+    record(name, row)
+
+
+def main() -> None:
+    """The whole grid, a line a case."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64])
+    parser.add_argument("--snippets", type=int, nargs="+", default=[150, 750, 10000])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(f"torch {torch.__version__}, {options.threads} threads,", end=" ")
+    print(torch.backends.cpu.get_cpu_capability())
+    for n in options.snippets:
+        for batch in options.batches:
+            for reading in READINGS:
+                for firing in FIRING:
+                    for backward in (False, True):
+                        row = measure(reading, batch, n, firing, backward, options.repeats)
+                        times = ", ".join(f"{name} {1e3 * row[name]['min']:.1f} ms" for name in ("nn.GRU", *BACKENDS))
+                        print(
+                            f"B {batch} T {n} {reading} firing {row['firing']} {row['direction']}: {times}", flush=True
+                        )
+
+
+if __name__ == "__main__":
+    main()
