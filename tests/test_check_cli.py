@@ -192,6 +192,20 @@ def test_tags_alone_are_no_error(root: Path, capsys: pytest.CaptureFixture[str])
     assert (code, kinds(report)) == (0, [("warning", "no test split")])
 
 
+def test_empty_list_and_nothing_to_score(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = json.loads((root / "gt.json").read_text())
+    for name, entry in content["database"].items():
+        if name.startswith("test"):
+            entry |= {"labels": ["Jump"], "annotations": []}
+    (root / "gt.json").write_text(json.dumps(content))
+    code, report = check(root, capsys)
+    assert (code, kinds(report)[0]) == (3, ("error", "test video without segments"))
+    assert texts(report, "test video without segments")[0].endswith("; nothing can be scored")
+    (root / "split_test.txt").write_text("\n")
+    code, report = check(root, capsys)
+    assert (code, texts(report, "empty split")) == (3, [f"{root / 'split_test.txt'}: no video"])
+
+
 def test_no_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, report = check(tmp_path / "no", capsys)
     assert code == 3

@@ -110,6 +110,16 @@ def test_wtalc_videos_of_one_length(source: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.load(out / "test" / "video_3.npy"), array[3])
 
 
+def test_wtalc_without_what_it_can_do_without(source: Path, tmp_path: Path) -> None:
+    for name in ("labels_all.npy", "duration.npy", "Ambiguous_test.txt"):
+        (source / "Small-Annotations" / name).unlink()
+    out = tmp_path / "out"
+    assert main(["wtalc", str(source), str(out)]) == 0
+    videos = open_dataset(DataConfig(root=str(out)), "train").videos
+    assert [(video.id, video.duration_s) for video in videos] == [("video_0", None)]
+    assert not (out / "Ambiguous_test.txt").exists()
+
+
 class Evil:
     def __reduce__(self) -> Any:
         return os.mkdir, ("made",)
@@ -159,6 +169,7 @@ def test_wtalc_malformed_annotations(
     [
         ([*FEATURES[:5], FEATURES[5][:, :5]], r"[5]: shape: expected [n >= 1, 6], got [15, 5]"),
         ([*FEATURES, FEATURES[0]], "videos: expected 6 as in "),
+        ([*FEATURES, FEATURES[0].copy()], "more than 6"),
         (FEATURES[:5], "videos: expected 6 as in "),
         ([FEATURES[0].tolist(), *FEATURES[1:]], "video 0: expected features [n, F] of its own, got list"),
         ([FEATURES[0], FEATURES[0], *FEATURES[2:]], "video 1: expected features [n, F] of its own, got another video"),
@@ -236,7 +247,7 @@ def test_starts_without_torch() -> None:
 # hapt
 
 
-RECORDINGS = ((1, 1, 160), (2, 20, 40), (3, 21, 130), (4, 26, 50))  # experiment, user, snippets
+RECORDINGS = ((1, 1, 160), (2, 20, 40), (3, 21, 230), (4, 26, 50))  # experiment, user, snippets
 # experiment, user, activity, first and last sample; 5 is standing
 LABELS = [
     (1, 1, 5, 0, 400),
@@ -244,18 +255,18 @@ LABELS = [
     (1, 1, 1, 1000, 4900),
     (2, 20, 12, 60, 180),
     (3, 21, 8, 100, 260),
-    (3, 21, 2, 2000, 4000),
+    (3, 21, 2, 2000, 3000),
     (4, 26, 3, 0, 100),
 ]
 
 
-def hapt_zip(path: Path, nested: bool = False, **changed: str) -> Path:
+def hapt_zip(path: Path, nested: bool = False, missing: int = 0, **changed: str) -> Path:
     rng = np.random.default_rng(0)
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         for experiment, user, snippets in RECORDINGS:
             for sensor in ("acc", "gyro"):
-                samples = rng.normal(experiment, 2.0, size=(32 * snippets + 7, 3))
+                samples = rng.normal(experiment, 2.0, size=(32 * snippets + 7, 3))[missing * (sensor == "gyro") :]
                 text = "\n".join(" ".join(f"{value:.6f}" for value in row) for row in samples)
                 archive.writestr(f"RawData/{sensor}_exp{experiment:02d}_user{user:02d}.txt", text)
         labels = "\n".join(" ".join(map(str, row)) for row in LABELS)
@@ -362,4 +373,5 @@ def test_hapt_malformed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         hapt_zip(tmp_path / "b.zip", labels="1 1 5 0"), "labels.txt: file: expected 5 finite numbers a line, got [1, 4]"
     )
     fails(hapt_zip(tmp_path / "c.zip", labels="1 1 x 0 1"), "labels.txt: file: expected 5 numbers a line")
+    fails(hapt_zip(tmp_path / "e.zip", missing=1), "recording 1: expected as many samples of acc as of gyro")
     fails(hapt_zip(tmp_path / "d.zip", labels="9 1 1 0 1"), "expected one file of this name, got 0")

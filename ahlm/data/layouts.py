@@ -109,7 +109,8 @@ def detect_layout(root: Path, features: str | None = None) -> Layout:
     if packs:
         hint = f"python -m ahlm.convert wtalc {root} OUT"
         raise DataError(packs[0], "layout", "one feature file a video", "a pickled pack of all videos", hint)
-    folders = _feature_folders(homes[0], FOLDERS_DEEP)
+    # a folder that was named counts alone, whatever is below it
+    folders = _feature_folders(homes[0], 0 if features and array_files(homes[0]) else FOLDERS_DEEP)
     if len(folders) > 1:
         names = ", ".join(str(folder.relative_to(root)) for folder in folders[:5])
         hint = f"choose one: --data.features {folders[0].relative_to(root)}"

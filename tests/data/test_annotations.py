@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ahlm.data.annotations import Annotation, read_annotations, subset_videos
+from ahlm.data.annotations import Annotation, read_annotations, read_split, subset_videos
 from ahlm.errors import DataError
 
 
@@ -121,3 +121,11 @@ def test_examples_of_the_documentation(tmp_path: Path) -> None:
     assert activitynet == {"ID": Annotation("training", 120.5, ("Jump",), ((12.0, 15.5, "Jump"),))}
     assert table["ID"] == Annotation("train", None, ("Jump",), ((12.0, 15.5, "Jump"),))
     assert table["ID2"] == Annotation("train", None, ("Spin",), ())
+
+
+def test_split_lists(tmp_path: Path) -> None:
+    path = tmp_path / "split_train.txt"
+    path.write_text("b\n\n a \nb\n")
+    assert read_split(path) == ["b", "a"]
+    with pytest.raises(DataError, match="file: expected a list of video names, one a line, got no such file"):
+        read_split(tmp_path / "no.txt")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ahlm.config import DataConfig
-from ahlm.data.dataset import FeatureDataset, open_dataset
-from ahlm.data.feature_store import load_features
+from ahlm.data.dataset import FeatureDataset, Video, open_dataset
+from ahlm.data.feature_store import check_features, load_features
 from ahlm.data.sampling import collate, crop_start, sample_snippets_test, sample_snippets_train
 from ahlm.data.synthetic import demo_dataset, piecewise_constant, write_demo
 from ahlm.errors import DataError
@@ -137,6 +137,20 @@ def test_wrong_features_json(root: Path) -> None:
         fails(root, message)
 
 
+def test_wrong_feature_dim_in_features_json(root: Path) -> None:
+    spec = '{"fps": 25, "stride": 16, "window": 16, "feature_dim": %s}'
+    for value in ("0", "4.0", "true"):
+        (root / "features.json").write_text(spec % value)
+        fails(root, r"features\.json: feature_dim: expected a positive integer")
+    (root / "features.json").write_text(spec % "5")
+    fails(root, r"a\.npy: shape: expected \[n >= 1, 5\], got \[10, 4\]")
+
+
+def test_listed_video_without_annotation(root: Path) -> None:
+    (root / "split_train.txt").write_text("a\nnew\n")
+    fails(root, r"split_train\.txt: new: expected a video of gt\.json, got not annotated there", missing="skip")
+
+
 def test_segments_beyond_the_end_are_said_and_kept(root: Path) -> None:
     edit(root, "a", annotations=[{"label": "run", "segment": [1, 99]}])
     dataset = open_dataset(DataConfig(root=str(root)), "train")
@@ -170,6 +184,26 @@ def test_validation_split_is_the_end_of_the_list() -> None:
     assert len(training) == 30
     with pytest.raises(ValueError, match="both sides"):
         demo_dataset("train").split_validation(1.0)
+
+
+def test_files_without_annotations(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.ones((3, 4), np.float16))
+    dataset = FeatureDataset.from_files([tmp_path / "a.npy"], ("run",), FeatureSpec(), 4)
+    assert (dataset.videos[0].id, dataset.n_snippets(0), dataset.layout) == ("a", 3, "files")
+    assert dataset.features(0).shape == (3, 4)
+    with pytest.raises(DataError, match=r"expected \[n >= 1, 5\], got \[3, 4\]"):
+        FeatureDataset.from_files([tmp_path / "a.npy"], ("run",), FeatureSpec(), 5).features(0)
+
+
+def test_arrays_in_memory() -> None:
+    videos = [Video("a", np.ones((3, 4), np.float32)), Video("b", np.ones((3, 5), np.float32))]
+    assert FeatureDataset(videos, ("run",), FeatureSpec()).feature_dim == 4
+    dataset = FeatureDataset(videos, ("run",), FeatureSpec())
+    dataset.features(1)
+    with pytest.raises(DataError, match=r"a: shape: expected \[n >= 1, 5\], got \[3, 4\]"):
+        dataset.features(0)
+    with pytest.raises(DataError, match="a: dtype: expected numbers, got list"):
+        check_features([[1.0]], "a", None)
 
 
 def test_files_need_distinct_names(tmp_path: Path) -> None:

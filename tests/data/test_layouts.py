@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ahlm.config import DataConfig
-from ahlm.data.dataset import FeatureDataset, open_dataset
+from ahlm.data.dataset import FeatureDataset, has_split, open_dataset
 from ahlm.data.layouts import affixes
 from ahlm.data.synthetic import demo_dataset, write_demo
 from ahlm.data.write import LAYOUTS, write_dataset
@@ -183,6 +183,37 @@ def test_tags_in_a_csv_and_splits_by_folder(written: Callable[[str], Path]) -> N
         opened(root, "dev")
 
 
+def test_table_of_tags_beside_a_flat_folder(written: Callable[[str], Path]) -> None:
+    root = written("actionformer")
+    (root / "annotations" / "annotations.json").unlink()
+    (root / "labels.csv").write_text("video,label\ntrain_000,Jump\ntrain_001,Spin\n")
+    assert [video.id for video in opened(root).videos] == ["train_000", "train_001"]
+    config = DataConfig(root=str(root))
+    assert not has_split(config, "test")
+    (root / "split_test.txt").write_text("train_001\n")
+    assert has_split(config, "test")
+
+
+def test_empty_folders_of_splits(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "gt.json").write_text('{"database": {"a": {"subset": "train", "annotations": []}}}')
+    with pytest.raises(DataError, match=r"train: feature files: expected 1 videos of gt\.json, got 1 missing: a"):
+        opened(tmp_path)
+
+
+def test_how_deep_features_are_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "gt.json").write_text('{"database": {"a": {"subset": "train", "labels": ["Jump"]}}}')
+    (tmp_path / "1" / "2" / "3").mkdir(parents=True)
+    np.save(tmp_path / "1" / "2" / "3" / "a.npy", np.ones((2, 2)))
+    with pytest.raises(DataError, match=r"features: expected train/ID\.npy"):
+        opened(tmp_path)
+    assert len(opened(tmp_path, features="1/2/3")) == 1
+    np.save(tmp_path / "1" / "2" / "a.npy", np.ones((5, 2)))
+    assert opened(tmp_path).n_snippets(0) == 5
+    # a folder that was named counts alone, whatever is below it
+    assert opened(tmp_path, features="1/2").n_snippets(0) == 5
+
+
 def test_no_features_at_all(tmp_path: Path) -> None:
     (tmp_path / "gt.json").write_text('{"database": {}}')
     with pytest.raises(DataError, match=r"features: expected train/ID\.npy.* got no \.npy or \.npz"):
@@ -210,6 +241,17 @@ def test_wrong_timestamps(written: Callable[[str], Path], name: str, array: np.n
     np.save(root / "i3d" / f"train_001_{name}.npy", array)
     with pytest.raises(DataError, match=message):
         opened(root)
+
+
+def test_videos_without_timestamps_or_of_one_snippet(written: Callable[[str], Path]) -> None:
+    root = written("video_features")
+    np.save(root / "i3d" / "test_000_timestamps_ms.npy", np.array([640.0]))  # says nothing of the stride
+    (root / "i3d" / "test_001_timestamps_ms.npy").unlink()
+    dataset = opened(root)
+    assert (dataset.spec.fps, dataset.spec.stride, dataset.spec_source) == (25, 16, "timestamps")
+    for path in root.rglob("*_fps.npy"):
+        path.unlink()
+    assert opened(root).spec_source == "recipe"
 
 
 def test_features_json_wins_over_timestamps(written: Callable[[str], Path]) -> None:

@@ -195,6 +195,36 @@ def test_refuses_arrays_that_do_not_add_up(tmp_path: Path, old: bytes, new: byte
         load_objects(npy(tmp_path / "a.npy", payload.replace(old, new), (1,)))
 
 
+ARRAY = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR"
+DTYPE = b"cnumpy\ndtype\n(S'%s'\nI0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntb"
+
+
+@pytest.mark.parametrize(
+    ("payload", "message"),
+    [
+        (ARRAY + b"I1\nb.", "an array of unknown form"),
+        (ARRAY + b"(I1\n(I1\ntS'f8'\nI00\nS'xxxxxxxx'\ntb.", "an array without dtype"),
+        (ARRAY + b"(I1\n(I1\nt" + DTYPE % b"f8" + b"I00\nI3\ntb.", "int in the place of raw data"),
+        (ARRAY + b"(I1\n(I2\nt" + DTYPE % b"O8" + b"I00\n(lI1\natb.", r"an object array \[2\] without its items"),
+        (b"cnumpy\ndtype\n(I8\nI0\nI1\ntR.", "int in the place of a string"),
+        (b"cnumpy\ndtype\n(S'f8'\ntR(I3\nS'<'\nI1\nNNtb.", "dtype 'f8' with fields"),
+        (b"cnumpy.core.multiarray\nscalar\n(S'f8'\nS'x'\ntR.", "a number without dtype"),
+        (b"cnumpy.core.multiarray\nscalar\n(" + DTYPE % b"f8" + b"S'x'\ntR.", "1 bytes for one float64"),
+        (b"c_codecs\nencode\n(Vx\nVutf-7\ntR.", "encoding 'utf-7'"),
+        (b"I1\nI2\nb.", "state for a int"),
+    ],
+)
+def test_says_what_is_malformed(tmp_path: Path, payload: bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load_objects(npy(tmp_path / "a.npy", payload, (1,)))
+
+
+def test_byte_strings_for_text(tmp_path: Path) -> None:
+    payload = ARRAY + b"(I1\n(I1\ntcnumpy\ndtype\n(C\x02f8I0\nI1\ntRI00\nS'" + b"\\x00" * 8 + b"'\ntb."
+    with pytest.raises(DataError, match=r"expected an object array \[1\], got ndarray"):
+        load_objects(npy(tmp_path / "a.npy", payload, (1,)))
+
+
 def test_truncated_and_absent_files(tmp_path: Path) -> None:
     path = tmp_path / "a.npy"
     np.save(path, objects(np.ones(1000)), allow_pickle=True)
