@@ -40,3 +40,38 @@ def fuse(belief: Gaussian, evidence: Gaussian, belief_weight: float, evidence_we
     precision = belief_precision + evidence_precision
     mean = (belief_precision * belief.mean + evidence_precision * evidence.mean) / precision
     return Gaussian(mean, -0.5 * torch.log(precision))
+
+
+def split_backward(pre_activation: Tensor, gradient: Gaussian) -> Tensor:
+    """Gradient of `split` with respect to its input (..., 2Z); none where the clamp holds."""
+    _, raw = pre_activation.chunk(2, dim=-1)
+    inside = (raw >= LOG_STD_RANGE[0]) & (raw <= LOG_STD_RANGE[1])
+    return torch.cat([gradient.mean, gradient.log_std * inside], dim=-1)
+
+
+def kl_backward(q: Gaussian, p: Gaussian, gradient: Tensor) -> tuple[Gaussian, Gaussian]:
+    """Gradients of `kl` with respect to q and p, given that of its result (...)."""
+    gradient = gradient[..., None]
+    excess = torch.expm1(2 * (q.log_std - p.log_std))
+    distance = q.mean - p.mean
+    slope = distance * torch.exp(-2 * p.log_std)
+    return (
+        Gaussian(gradient * slope, gradient * excess),
+        Gaussian(-gradient * slope, -gradient * (excess + distance * slope)),
+    )
+
+
+def fuse_backward(
+    belief: Gaussian, evidence: Gaussian, belief_weight: float, evidence_weight: float, gradient: Gaussian
+) -> tuple[Gaussian, Gaussian]:
+    """Gradients of `fuse` with respect to belief and evidence, given that of its result."""
+    belief_precision = belief_weight * torch.exp(-2 * belief.log_std)
+    evidence_precision = evidence_weight * torch.exp(-2 * evidence.log_std)
+    share = belief_precision / (belief_precision + evidence_precision)
+    rest = evidence_precision / (belief_precision + evidence_precision)
+    # d mean / d log_std: a less certain side pulls less; its distance to the mean is that to the other side, shared
+    pull = 2 * share * rest * (belief.mean - evidence.mean) * gradient.mean
+    return (
+        Gaussian(share * gradient.mean, share * gradient.log_std - pull),
+        Gaussian(rest * gradient.mean, rest * gradient.log_std + pull),
+    )

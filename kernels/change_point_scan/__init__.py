@@ -5,18 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..compiled import check_lengths, choose_backend, default_backend, promoted
+from .op import scan_op
 from .reference import scan_reference
 from .types import ScanOutput, ScanRules, ScanStreams, ScanWeights
 
 __all__ = ["ScanOutput", "ScanRules", "ScanStreams", "ScanWeights", "change_point_scan", "default_backend"]
-
-
-BACKENDS = ("reference",)
-
-
-def default_backend(device: str) -> str:
-    """The implementation that `backend="auto"` takes on a device."""
-    return "reference"
 
 
 def change_point_scan(
@@ -42,7 +36,8 @@ def change_point_scan(
         noise: standard normal (B, T, Z), so that the scan is deterministic; none: latents are the beliefs' means.
         lengths: real snippets of each sequence (B,), at least 1; none: all T. Nothing past them is read.
         forced_changes: (B, T) bool; they decide instead of eq. 7 and of `refractory`. Column 0 is ignored.
-        backend: `auto` or `reference`.
+        backend: `reference` is the loop that states the equations, differentiated by autograd; `cpu` the compiled
+            scan (float32, on as many threads as `torch.get_num_threads()`); `auto` the latter where it can run.
 
     Returns:
         Change-points, KLs in nats, latents, beliefs and states; see `ScanOutput`. Gradients flow through both sides
@@ -50,7 +45,8 @@ def change_point_scan(
 
     Raises:
         ValueError: a tensor that the rules need is absent, one they do not need is there, or a shape does not fit;
-            names the argument, expected and got.
+            names the argument, expected and got. Also a dtype or device that differs, a length outside [1, T], and
+            `cpu` where it cannot run.
 
     Example:
         >>> import torch
@@ -61,14 +57,18 @@ def change_point_scan(
         >>> change_point_scan(ScanStreams(start), weights, ScanRules(change_prior="constant")).change_points
         tensor([[False, False,  True, False]])
     """
-    if backend not in ("auto", *BACKENDS):
-        raise ValueError(f"backend must be auto or one of {', '.join(BACKENDS)}, got {backend}")
+    streams = ScanStreams(*map(promoted, streams))  # type: ignore[arg-type]
+    weights = ScanWeights(*map(promoted, weights))  # type: ignore[arg-type]
+    noise = promoted(noise)
     if streams.start.ndim != 3 or streams.start.shape[2] % 2 or 0 in streams.start.shape:
         raise ValueError(f"streams.start must be (B, T >= 1, 2Z), got {tuple(streams.start.shape)}")
     batch, n_snippets, _ = streams.start.shape
     if lengths is None:
         lengths = torch.full((batch,), n_snippets, device=streams.start.device)
     _check(streams, weights, rules, noise, lengths, forced_changes)
+    if choose_backend(backend, streams.start) == "op":
+        return scan_op(streams, weights, rules, noise, lengths, forced_changes)
+    check_lengths(lengths, n_snippets)
     return scan_reference(streams, weights, rules, noise, lengths, forced_changes)
 
 
@@ -111,5 +111,10 @@ def _check(
         got = None if tensor is None else tuple(tensor.shape)
         if got != shape:
             raise ValueError(f"{name} must be {shape} under these rules, got {got}")
-        if tensor is not None and tensor.device != streams.start.device:
+        if tensor is None:
+            continue
+        if tensor.device != streams.start.device:
             raise ValueError(f"{name} must be on {streams.start.device}, got {tensor.device}")
+        dtype = {"lengths": torch.int64, "forced_changes": torch.bool}.get(name, streams.start.dtype)
+        if tensor.dtype != dtype:
+            raise ValueError(f"{name} must be {dtype}, got {tensor.dtype}")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ahlm.kernels.change_point_scan import ScanOutput, ScanRules, ScanStreams, ScanWeights, change_point_scan
+from ahlm.kernels.change_point_scan import ScanOutput, ScanRules, ScanStreams, ScanWeights, change_point_scan, op
 from ahlm.kernels.gaussian import Gaussian, fuse, kl, split
 
 READINGS = [
@@ -83,6 +83,74 @@ def test_heads_are_clamped() -> None:
     assert split(torch.tensor([0.0, -99.0])).log_std.item() == -5
 
 
+def eq_8(output: ScanOutput, rules: ScanRules) -> Tensor:
+    """The beta that each test of eq. 7 used (B, T - 1), from the decisions of a scan."""
+    beta = torch.full(output.change_points.shape[:1], rules.beta0)
+    column = []
+    for change in output.change_points[:, 1:].unbind(1):
+        column.append(beta)
+        beta = (beta + torch.where(change, rules.alpha, -rules.alpha)).clamp(*rules.beta_range)
+    return torch.stack(column, dim=1)
+
+
+@pytest.mark.parametrize("rules", [*READINGS, LITERAL], ids=[*NAMES, "literal"])
+@pytest.mark.parametrize("reset", [True, False], ids=["reset", "no-reset"])
+def test_backward_by_hand_equals_autograd(rules: ScanRules, reset: bool) -> None:
+    rules = rules._replace(reset=reset, refractory=1)
+    lengths = torch.tensor([12, 5, 1])
+    forced = torch.rand(3, 12, generator=torch.Generator().manual_seed(2)) < 0.4
+    for forced_changes in (None, forced):
+        for noise in (None, case(rules)["noise"]):
+            gradients = {}
+            for backend in ("reference", "auto"):
+                inputs = case(rules) | {"noise": noise}
+                output = change_point_scan(**inputs, lengths=lengths, forced_changes=forced_changes, backend=backend)
+                float_sum(output).backward()
+                tensors = (*inputs["streams"], *inputs["weights"])
+                # autograd leaves what the reading does not use without a gradient
+                gradients[backend] = [0.0 * t if t.grad is None else t.grad for t in tensors if t is not None]
+            for by_hand, by_autograd in zip(gradients["auto"], gradients["reference"], strict=True):
+                torch.testing.assert_close(by_hand, by_autograd, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("rules", [ScanRules(), LITERAL], ids=["filtered", "literal"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_registration(rules: ScanRules, dtype: torch.dtype, requires_grad: bool) -> None:
+    inputs = case(rules, dtype=dtype)
+    tensors = [
+        t if t is None else t.detach().requires_grad_(requires_grad) for t in (*inputs["streams"], *inputs["weights"])
+    ]
+    arguments = (*tensors, inputs["noise"], torch.tensor([12, 5, 1]), None, *op._flat(rules))
+    torch.library.opcheck(torch.ops.ahlm.change_point_scan.default, arguments)
+
+
+@pytest.mark.parametrize("rules", [ScanRules(), LITERAL], ids=["filtered", "literal"])
+def test_compiles_and_exports(rules: ScanRules) -> None:
+    """One graph whatever the length, no unrolled loop, same results and gradients."""
+
+    class Scan(torch.nn.Module):
+        def forward(self, streams: list[Tensor | None], weights: list[Tensor | None], noise: Tensor) -> ScanOutput:
+            return change_point_scan(ScanStreams(*streams), ScanWeights(*weights), rules, noise=noise)
+
+    compiled = torch.compile(Scan(), fullgraph=True, dynamic=True, backend="aot_eager")
+    for n in (12, 9):
+        gradients = []
+        for run in (Scan(), compiled):
+            inputs = case(rules, n=n)
+            output = run(list(inputs["streams"]), list(inputs["weights"]), inputs["noise"])
+            float_sum(output).backward()
+            gradients.append([t.grad for t in (*inputs["streams"], *inputs["weights"]) if t is not None])
+        for one, other in zip(*gradients, strict=True):
+            torch.testing.assert_close(one, other)
+    inputs = case(rules)
+    arguments = (list(inputs["streams"]), list(inputs["weights"]), inputs["noise"])
+    exported = torch.export.export(Scan(), arguments)
+    assert sum(node.op == "call_function" for node in exported.graph.nodes) < 40
+    for one, other in zip(exported.module()(*arguments), Scan()(*arguments), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize("rules", READINGS, ids=NAMES)
 def test_gradients_reach_what_the_reading_uses(rules: ScanRules) -> None:
     inputs = case(rules)
@@ -96,18 +164,29 @@ def test_gradients_reach_what_the_reading_uses(rules: ScanRules) -> None:
                 assert value.grad.abs().sum() > 0, name
 
 
-def test_gradients_against_finite_differences() -> None:
-    """With the change-points forced, no threshold stands between the inputs and the outputs."""
-    forced = torch.tensor([[False, False, True, False, True]])
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+@pytest.mark.parametrize("are_forced", [True, False], ids=["forced", "free"])
+def test_gradients_against_finite_differences(are_forced: bool, backend: str) -> None:
+    """`auto` in float64 is the backward written by hand."""
+    forced = torch.tensor([[False, False, True, False, True]]) if are_forced else None
     for rules in (ScanRules(), LITERAL):
-        inputs = case(rules, batch=1, n=5, z=2, h=3)
+        inputs = case(rules, batch=1, n=5, z=2, h=3, seed=2)
+        # finite differences must not step over the threshold of eq. 7
+        output = change_point_scan(**inputs)
+        beta = eq_8(output, rules)
+        margin = output.kl_static[:, 1:] / (beta * output.kl_change[:, 1:])
+        assert (margin.log().abs() > 1e-2).all()
+        assert output.change_points.any()
         tensors = [t for group in (inputs["streams"], inputs["weights"]) for t in group if t is not None]
 
         def run(*values: Tensor, rules: ScanRules = rules, inputs: dict[str, Any] = inputs) -> tuple[Tensor, ...]:
             rest = iter(values)
             streams = ScanStreams(*(None if t is None else next(rest) for t in inputs["streams"]))
             weights = ScanWeights(*(None if t is None else next(rest) for t in inputs["weights"]))
-            return tuple(change_point_scan(streams, weights, rules, noise=inputs["noise"], forced_changes=forced)[1:])
+            output = change_point_scan(
+                streams, weights, rules, noise=inputs["noise"], forced_changes=forced, backend=backend
+            )
+            return tuple(output[1:])
 
         assert torch.autograd.gradcheck(run, tensors)
 
@@ -246,7 +325,7 @@ def test_literal_reading_fires_often_where_the_filtered_one_is_quiet() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"noise": torch.zeros(3, 12, 5)}, r"noise must be \(3, 12, 4\) under these rules, got \(3, 12, 5\)"),
+        ({"noise": torch.zeros(3, 12, 5).double()}, r"noise must be \(3, 12, 4\) under these rules, got \(3, 12, 5\)"),
         ({"lengths": torch.tensor([1])}, r"lengths must be \(3,\)"),
         ({"forced_changes": torch.zeros(3, 1, dtype=torch.bool)}, r"forced_changes must be \(3, 12\)"),
         ({"rules": ScanRules(change_prior="full")}, r"streams\.prior must be \(3, 12, 8\) under these rules, got None"),
@@ -254,6 +333,11 @@ def test_literal_reading_fires_often_where_the_filtered_one_is_quiet() -> None:
         ({"rules": LITERAL}, r"streams\.prior must be"),
         ({"backend": "quantum"}, "backend must be auto or one of"),
         ({"streams": ScanStreams(torch.zeros(3, 12, 7))}, r"streams\.start must be \(B, T >= 1, 2Z\)"),
+        ({"lengths": torch.tensor([12, 0, 1])}, r"lengths must be in \[1, 12\], got 0 to 12"),
+        ({"lengths": torch.tensor([13, 2, 1])}, r"lengths must be in \[1, 12\], got 1 to 13"),
+        ({"lengths": torch.tensor([12, 2, 1]).int()}, r"lengths must be torch.int64, got torch.int32"),
+        ({"noise": torch.zeros(3, 12, 4)}, r"noise must be torch.float64, got torch.float32"),
+        ({"backend": "cpu"}, r"backend=cpu "),
         ({"streams": ScanStreams(torch.zeros(3, 0, 8))}, r"streams\.start must be \(B, T >= 1, 2Z\)"),
     ],
 )

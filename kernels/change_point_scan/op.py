@@ -1,0 +1,187 @@
+"""The change-point scan as a custom op: what torch.compile, torch.export and autograd see of it."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ..compiled import array, check_lengths, core, runs_compiled
+from .reference import scan_reference
+from .reference_backward import scan_reference_backward
+from .types import ScanOutput, ScanRules, ScanStreams, ScanWeights
+
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+N_TENSORS = len(ScanStreams._fields) + len(ScanWeights._fields) + 3  # and noise, lengths, forced_changes
+N_DIFFERENTIABLE = N_TENSORS - 3
+
+
+def scan_op(
+    streams: ScanStreams,
+    weights: ScanWeights,
+    rules: ScanRules,
+    noise: Tensor | None,
+    lengths: Tensor,
+    forced_changes: Tensor | None,
+) -> ScanOutput:
+    """`change_point_scan` through the op; arguments as checked there."""
+    tensors = (None if tensor is None else tensor.contiguous() for tensor in (*streams, *weights, noise))
+    forced = None if forced_changes is None else forced_changes.contiguous()
+    *floats, change_points = _scan(*tensors, lengths.contiguous(), forced, *_flat(rules))
+    return ScanOutput(change_points, *floats)
+
+
+def _floats_first(output: ScanOutput) -> Outputs:
+    """The op's order: opcheck adds the outputs up into the first, which must not be the boolean one."""
+    return cast(Outputs, (*output[1:], output.change_points))
+
+
+def _flat(rules: ScanRules) -> tuple[Any, ...]:
+    down = rules.alpha if rules.alpha_down is None else rules.alpha_down
+    plain = rules._replace(alpha_down=down)[:-1]
+    return (*plain, *rules.beta_range)
+
+
+def _rules(flat: tuple[Any, ...]) -> ScanRules:
+    return ScanRules._make((*flat[:-2], (flat[-2], flat[-1])))
+
+
+@torch.library.custom_op("ahlm::change_point_scan", mutates_args=())
+def _scan(
+    start: Tensor,
+    prior: Tensor | None,
+    posterior: Tensor | None,
+    gru_input: Tensor,
+    gru_state: Tensor,
+    gru_input_bias: Tensor,
+    gru_state_bias: Tensor,
+    prior_state: Tensor | None,
+    prior_bias: Tensor | None,
+    posterior_state: Tensor | None,
+    initial_state: Tensor,
+    noise: Tensor | None,
+    lengths: Tensor,
+    forced_changes: Tensor | None,
+    static_belief: str,
+    change_prior: str,
+    evidence: str,
+    belief_weight: float,
+    evidence_weight: float,
+    refractory: int,
+    reset: bool,
+    alpha: float,
+    alpha_down: float,
+    beta0: float,
+    beta_low: float,
+    beta_high: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    flat = (static_belief, change_prior, evidence, belief_weight, evidence_weight, refractory, reset)
+    rules = _rules((*flat, alpha, alpha_down, beta0, beta_low, beta_high))
+    streams = ScanStreams(start, prior, posterior)
+    state_weights = (prior_state, prior_bias, posterior_state)
+    weights = ScanWeights(gru_input, gru_state, gru_input_bias, gru_state_bias, *state_weights, initial_state)
+    check_lengths(lengths, start.shape[1])
+    if not runs_compiled(start):
+        return _floats_first(scan_reference(streams, weights, rules, noise, lengths, forced_changes))
+    output = _empty(start, initial_state)
+    core.change_point_scan(
+        [array(tensor) for tensor in (*streams, *weights, noise, lengths, forced_changes)],
+        rules._asdict(),
+        [array(tensor) for tensor in output],
+        torch.get_num_threads(),
+    )
+    return _floats_first(output)
+
+
+def _empty(start: Tensor, initial_state: Tensor) -> ScanOutput:
+    batch, n_snippets, z2 = start.shape
+    kls = (start.new_empty(batch, n_snippets) for _ in range(3))
+    latents = (start.new_empty(batch, n_snippets, z2 // 2) for _ in range(3))
+    states = start.new_empty(batch, n_snippets, initial_state.shape[0])
+    change_points = start.new_empty(batch, n_snippets, dtype=torch.bool)
+    return ScanOutput._make((change_points, *kls, *latents, states))
+
+
+@_scan.register_fake
+def _(*inputs: Any) -> Outputs:
+    return _floats_first(_empty(inputs[0], inputs[10]))
+
+
+@torch.library.custom_op("ahlm::change_point_scan_backward", mutates_args=())
+def _scan_backward(
+    gradients: list[Tensor],
+    outputs: list[Tensor],
+    start: Tensor,
+    prior: Tensor | None,
+    posterior: Tensor | None,
+    gru_input: Tensor,
+    gru_state: Tensor,
+    gru_input_bias: Tensor,
+    gru_state_bias: Tensor,
+    prior_state: Tensor | None,
+    prior_bias: Tensor | None,
+    posterior_state: Tensor | None,
+    initial_state: Tensor,
+    noise: Tensor | None,
+    lengths: Tensor,
+    static_belief: str,
+    change_prior: str,
+    evidence: str,
+    belief_weight: float,
+    evidence_weight: float,
+    reset: bool,
+) -> list[Tensor]:
+    rules = ScanRules(static_belief, change_prior, evidence, belief_weight, evidence_weight, reset=reset)  # type: ignore[arg-type]
+    streams = ScanStreams(start, prior, posterior)
+    state_weights = (prior_state, prior_bias, posterior_state)
+    weights = ScanWeights(gru_input, gru_state, gru_input_bias, gru_state_bias, *state_weights, initial_state)
+    output = ScanOutput._make((outputs[-1], *outputs[:-1]))
+    if not runs_compiled(start):
+        results = scan_reference_backward(
+            ScanOutput(output.change_points, *gradients), output, streams, weights, rules, noise, lengths
+        )
+        return [tensor for group in results for tensor in group if tensor is not None]
+    present = [tensor for tensor in (*streams, *weights) if tensor is not None]
+    found = [torch.empty_like(tensor) for tensor in present]
+    rest = iter(found)
+    slots = [None if tensor is None else next(rest) for tensor in (*streams, *weights)]
+    core.change_point_scan_backward(
+        [array(tensor) for tensor in (*streams, *weights, noise, lengths, None)],
+        rules._asdict(),
+        [array(tensor) for tensor in output],
+        [array(tensor) for tensor in gradients],
+        [array(tensor) for tensor in slots],
+        torch.get_num_threads(),
+    )
+    return found
+
+
+@_scan_backward.register_fake
+def _(gradients: list[Tensor], outputs: list[Tensor], *inputs: Any) -> list[Tensor]:
+    return [tensor.new_empty(tensor.shape) for tensor in inputs[:N_DIFFERENTIABLE] if tensor is not None]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    tensors = inputs[: N_TENSORS - 1]  # forced_changes show in the change-points
+    ctx.absent = [tensor is None for tensor in tensors]
+    ctx.rules = _rules(inputs[N_TENSORS:])
+    ctx.save_for_backward(*(tensor for tensor in tensors if tensor is not None), *output)
+    ctx.mark_non_differentiable(output[-1])
+
+
+def _backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    n_outputs = len(ScanOutput._fields)
+    saved, outputs = ctx.saved_tensors[:-n_outputs], list(ctx.saved_tensors[-n_outputs:])
+    rest = iter(saved)
+    tensors = [None if absent else next(rest) for absent in ctx.absent]
+    rules: ScanRules = ctx.rules
+    reading = (*rules[:3], rules.belief_weight, rules.evidence_weight, rules.reset)
+    contiguous = [gradient.contiguous() for gradient in gradients[:-1]]
+    found = iter(_scan_backward(contiguous, outputs, *tensors, *reading))
+    returned = [None if absent else next(found) for absent in ctx.absent[:N_DIFFERENTIABLE]]
+    n_rest = 3 + len(ScanRules._fields) + 1  # noise, lengths, forced_changes, and the rules laid flat
+    return (*cast(list[Tensor | None], returned), *[None] * n_rest)
+
+
+_scan.register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,104 @@
+"""The snippet scan as a custom op: what torch.compile, torch.export and autograd see of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..compiled import array, check_lengths, core, runs_compiled
+from .reference import snippet_scan_reference
+from .reference_backward import snippet_scan_reference_backward
+from .types import SnippetOutput, SnippetWeights
+
+N_TENSORS = 2 + len(SnippetWeights._fields)
+
+
+def snippet_scan_op(
+    prior_stream: Tensor,
+    posterior_stream: Tensor,
+    weights: SnippetWeights,
+    noise: Tensor,
+    change_points: Tensor,
+    lengths: Tensor,
+) -> SnippetOutput:
+    """`snippet_scan` through the op; arguments as checked there."""
+    tensors = (prior_stream, posterior_stream, *weights, noise, change_points, lengths)
+    return SnippetOutput(*_scan(*(tensor.contiguous() for tensor in tensors)))
+
+
+@torch.library.custom_op("ahlm::snippet_scan", mutates_args=())
+def _scan(
+    prior_stream: Tensor,
+    posterior_stream: Tensor,
+    gru_input: Tensor,
+    gru_state: Tensor,
+    gru_input_bias: Tensor,
+    gru_state_bias: Tensor,
+    prior_state: Tensor,
+    posterior_state: Tensor,
+    initial_state: Tensor,
+    noise: Tensor,
+    change_points: Tensor,
+    lengths: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    gru = (gru_input, gru_state, gru_input_bias, gru_state_bias)
+    weights = SnippetWeights(*gru, prior_state, posterior_state, initial_state)
+    check_lengths(lengths, prior_stream.shape[1])
+    if not runs_compiled(prior_stream):
+        return snippet_scan_reference(prior_stream, posterior_stream, weights, noise, change_points, lengths)
+    output = _empty(prior_stream, initial_state)
+    inputs = (prior_stream, posterior_stream, *weights, noise, change_points, lengths)
+    core.snippet_scan([array(t) for t in inputs], [array(t) for t in output], torch.get_num_threads())
+    return output
+
+
+def _empty(stream: Tensor, initial_state: Tensor) -> SnippetOutput:
+    batch, n_snippets, z2 = stream.shape
+    sizes = ((), (z2 // 2,), (initial_state.shape[0],))
+    return SnippetOutput(*(stream.new_empty(batch, n_snippets, *size) for size in sizes))
+
+
+@_scan.register_fake
+def _(*inputs: Tensor) -> SnippetOutput:
+    return _empty(inputs[0], inputs[N_TENSORS - 1])
+
+
+@torch.library.custom_op("ahlm::snippet_scan_backward", mutates_args=())
+def _scan_backward(gradients: list[Tensor], outputs: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
+    prior_stream, posterior_stream = inputs[:2]
+    weights = SnippetWeights(*inputs[2:N_TENSORS])
+    if not runs_compiled(prior_stream):
+        results = snippet_scan_reference_backward(
+            SnippetOutput(*gradients),
+            SnippetOutput(*outputs),
+            prior_stream,
+            posterior_stream,
+            weights,
+            *inputs[N_TENSORS:],
+        )
+        return [*results[:2], *results[2]]
+    found = [torch.empty_like(tensor) for tensor in inputs[:N_TENSORS]]
+    groups = ([array(tensor) for tensor in group] for group in (inputs, outputs, gradients, found))
+    core.snippet_scan_backward(*groups, torch.get_num_threads())
+    return found
+
+
+@_scan_backward.register_fake
+def _(gradients: list[Tensor], outputs: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
+    return [tensor.new_empty(tensor.shape) for tensor in inputs[:N_TENSORS]]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs, *output)
+
+
+def _backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    n_outputs = len(SnippetOutput._fields)
+    inputs, outputs = list(ctx.saved_tensors[:-n_outputs]), list(ctx.saved_tensors[-n_outputs:])
+    found = _scan_backward([gradient.contiguous() for gradient in gradients], outputs, inputs)
+    return (*found, None, None, None)
+
+
+_scan.register_autograd(_backward, setup_context=_setup_context)
