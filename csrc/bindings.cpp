@@ -10,6 +10,8 @@
 
 namespace py = pybind11;
 
+void register_scans(py::module_& m);
+
 namespace {
 
 // no implicit casts: a wrong dtype is an error, not a silent copy
@@ -108,4 +110,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("suppress", &suppress, py::arg("class_index").noconvert(), py::arg("score").noconvert(),
         py::arg("start").noconvert(), py::arg("end").noconvert(), py::arg("tiou"), py::arg("sigma"),
         py::arg("min_score"), py::arg("extra"));
+#if defined(AHLM_HAS_SCANS)
+  register_scans(m);
+#endif
 }

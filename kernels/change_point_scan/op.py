@@ -34,7 +34,7 @@ def scan_op(
 
 def _floats_first(output: ScanOutput) -> Outputs:
     """The op's order: opcheck adds the outputs up into the first, which must not be the boolean one."""
-    return cast(Outputs, (*output[1:], output.change_points))
+    return (*output[1:], output.change_points)
 
 
 def _flat(rules: ScanRules) -> tuple[Any, ...]:
