@@ -525,7 +525,6 @@ void backward(const ChangePointJob& job, const ScanTile& tile, const ChangePoint
     }
     if (has_state) {
       add_gru_gradients(s, n_rows, b.from_input, b.from_state, b.v, b.d, sums.gru);
-      const std::int64_t p_segments = sums.prior_state ? 2 : 0;
       const auto add_head = [&](const float* gradient, std::int64_t stride, const float* state, float* sum) {
         multiply(pad2, s.state, n_rows, transposed(gradient, stride), plain(state, s.state_row), sum, s.state_row,
                  From::c);
@@ -533,7 +532,7 @@ void backward(const ChangePointJob& job, const ScanTile& tile, const ChangePoint
       if (job.rules.change_prior != ChangePrior::constant) add_head(b.to_heads, w.head_row, b.next, sums.prior_state);
       if (!job.rules.held) add_head(b.to_p_of_d, pad2, b.d, sums.prior_state);
       if (job.rules.transition)
-        add_head(b.to_heads + p_segments * s.latent_pad, w.head_row, b.next, sums.posterior_state);
+        add_head(b.to_heads + (w.head_segments == 4 ? pad2 : 0), w.head_row, b.next, sums.posterior_state);
     }
     end = begin;
   }

@@ -16,6 +16,9 @@ constexpr std::int64_t kSegment = 16, kRow = 32;  // of padding, in floats; ever
 
 std::int64_t round_up(std::int64_t n, std::int64_t step) { return (n + step - 1) / step * step; }
 
+// an odd number of cache lines, so that a column through many rows does not fall into a few sets of the cache
+std::int64_t row_of(std::int64_t n) { return round_up(n, kRow) + kSegment; }
+
 std::vector<std::string> find_instruction_sets() {
 #if defined(AHLM_SCAN_PORTABLE)
   return {"portable"};
@@ -67,8 +70,8 @@ void set_scan_instruction_set(const std::string& name) {
 
 ScanSizes scan_sizes(std::int64_t batch, std::int64_t snippets, std::int64_t latent, std::int64_t state) {
   const std::int64_t latent_pad = round_up(latent, kSegment), state_pad = round_up(state, kSegment);
-  return {batch,      snippets,  latent, state, latent_pad, state_pad, round_up(latent, kRow), round_up(state, kRow),
-          round_up(3 * state_pad, kRow)};
+  return {batch,      snippets,  latent, state, latent_pad, state_pad, row_of(latent), row_of(state),
+          row_of(3 * state_pad)};
 }
 
 Buffer make_buffer(std::int64_t floats) {
