@@ -102,7 +102,8 @@ class Part:
 
     def __init__(self, module: torch.nn.Module, config: OptimConfig) -> None:
         self.module, self.config = module, config
-        self.optimizer = torch.optim.Adam(module.parameters(), config.lr, weight_decay=config.weight_decay)
+        decay = config.weight_decay
+        self.optimizer = torch.optim.Adam(module.parameters(), config.lr, weight_decay=decay, fused=True)
 
     def learning_rate(self, step: int) -> float:
         """Linear rise over `warmup` steps, times 0.3 after the share `decay_at` of the iterations."""
