@@ -270,10 +270,9 @@ struct Backward {
   float *to_heads, *to_p_of_d;                                     // gradients of the same
   float *gv, *gd, *mean, *log_std, *next_gd;                       // carried, a row a video
 };
-std::int64_t chunk_steps(std::int64_t tile) { return kChunkRows > tile ? kChunkRows / tile : 1; }
 std::int64_t backward_layout(const ChangePointJob& job, std::int64_t tile, float* block, Backward& b) {
   const ScanSizes& s = job.sizes;
-  const std::int64_t rows = uses_state(job) ? chunk_steps(tile) * tile : 0;
+  const std::int64_t rows = uses_state(job) ? chunk_rows(tile) : 0;
   Arena arena{block, 0};
   b.gv = take(arena, tile * s.latent_row);
   b.gd = take(arena, tile * s.state_row);

@@ -95,10 +95,9 @@ struct Backward {
   float *v, *d, *from_input, *from_state, *heads, *to_heads;  // a chunk of steps
   float *gv, *gd, *next_gd, *unused_state;                    // carried, a row a video
 };
-std::int64_t chunk_steps(std::int64_t tile) { return kChunkRows > tile ? kChunkRows / tile : 1; }
 std::int64_t backward_layout(const SnippetJob& job, std::int64_t tile, float* block, Backward& b) {
   const ScanSizes& s = job.sizes;
-  const std::int64_t rows = chunk_steps(tile) * tile;
+  const std::int64_t rows = chunk_rows(tile);
   Arena arena{block, 0};
   b.gv = take(arena, tile * s.latent_row);
   b.gd = take(arena, tile * s.state_row);
