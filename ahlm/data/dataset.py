@@ -154,7 +154,7 @@ class FeatureDataset:
         """The first `int(n * (1 - share))` videos for training and the others for validation."""
         n_train = int(len(self) * (1 - share))
         if not 0 < n_train < len(self):
-            raise ValueError(f"validation must leave videos on both sides, got {share} of {len(self)}")
+            raise DataError("training list", "validation", "videos on both sides", f"{share:g} of {len(self)}")
         training, validation = self.subset(range(n_train)), self.subset(range(n_train, len(self)))
         training.missing, training.notes = self.missing, self.notes
         return training, validation

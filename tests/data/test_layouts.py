@@ -125,6 +125,13 @@ def test_npz_of_actionformer(written: Callable[[str], Path], demo: dict[str, Fea
         opened(root)
 
 
+def test_upper_case_suffixes(written: Callable[[str], Path], demo: dict[str, FeatureDataset]) -> None:
+    root = written("actionformer")
+    for path in (root / "features").iterdir():
+        path.rename(path.with_suffix(".NPY"))
+    np.testing.assert_array_equal(opened(root).features(0), demo["train"].features(0))
+
+
 def test_skip_list_of_opentad(written: Callable[[str], Path]) -> None:
     root = written("actionformer")
     (root / "features" / "v_train_003.npy").unlink()
