@@ -295,6 +295,16 @@ def test_interrupted_run_keeps_its_state_and_exits_130(tmp_path: Path) -> None:
     assert load_state(run / FILES["state"])["step"] == load_weights(run / FILES["weights"]).step >= 10
 
 
+def test_sigterm_during_the_evaluation_exits_130(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = str(tmp_path / "run")
+    with monkeypatch.context() as patched:
+        patched.setattr("ahlm.train.score", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        assert main([*SHORT, "--output-dir", run]) == 130
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert main(["--resume", run]) == 0
+    assert (tmp_path / "run" / FILES["evaluation"]).is_file()
+
+
 @pytest.mark.slow
 def test_killed_anywhere_and_resumed_gives_the_same_weights(tmp_path: Path) -> None:
     """SIGKILL at 20 random moments, in the middle of files being written included."""

@@ -122,6 +122,8 @@ def _read_csv(path: Path, problems: list[DataError] | None) -> dict[str, Annotat
             if subsets.setdefault(name, cells.get("subset", "")) != cells.get("subset", ""):
                 raise DataError(path, f"line {reader.line_num}", f"subset {subsets[name]}", cells.get("subset"))
             labels.setdefault(name, set()).add(label)
+    if not labels and not problems:
+        raise DataError(path, "lines", "a video and a label each", "none below the header")
     return {
         name: Annotation(subsets[name], None, tuple(sorted(own)), tuple(segments.get(name, ())))
         for name, own in labels.items()

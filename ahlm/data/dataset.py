@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ahlm.config import DataConfig
 from ahlm.data.annotations import Annotation, Segment, class_list, read_annotations, subset_videos
 from ahlm.data.feature_store import (
+    SUFFIXES,
     Source,
     check_features,
     features_shape,
@@ -310,12 +311,13 @@ def open_dataset(config: DataConfig, split: str, classes: tuple[str, ...] | None
         videos.append(Video(resolved, sources[name], annotation.labels, annotation.segments, annotation.duration_s))
     if missing and config.missing == "error":
         shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        with_suffix = missing[0].lower().endswith(SUFFIXES)
         raise DataError(
             where,
             "feature files",
             f"{len(listed)} videos of {names_path.name}",
             f"{len(missing)} missing: {shown}",
-            "data.missing=skip leaves them out",
+            "videos are named without .npy" if with_suffix else "data.missing=skip leaves them out",
         )
     if not videos:
         raise DataError(names_path, "videos", "at least one video with features", "none")

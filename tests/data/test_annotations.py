@@ -60,6 +60,9 @@ def test_malformed_csv(tmp_path: Path) -> None:
     path.write_text("name,tag\na,run\n")
     with pytest.raises(DataError, match=r"header: expected the columns video,label.*got \['name', 'tag'\]"):
         read_annotations(path)
+    path.write_text("video,label\n")
+    with pytest.raises(DataError, match=r"lines: expected a video and a label each, got none"):
+        read_annotations(path)
     path.write_bytes("video,label\na,L\u00e4ufer\n".encode("latin-1"))
     with pytest.raises(DataError, match=r"labels\.csv: file: expected a CSV .* in UTF-8, got"):
         read_annotations(path)

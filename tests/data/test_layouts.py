@@ -190,6 +190,13 @@ def test_tags_in_a_csv_and_splits_by_folder(written: Callable[[str], Path]) -> N
         opened(root, "dev")
 
 
+def test_names_with_a_suffix_are_explained(written: Callable[[str], Path]) -> None:
+    root = written("actionformer")
+    (root / "labels.csv").write_text("video,label\nv_train_000.npy,Jump\n")
+    with pytest.raises(DataError, match=r"1 missing: v_train_000\.npy \(videos are named without \.npy\)"):
+        opened(root)
+
+
 def test_table_of_tags_beside_a_flat_folder(written: Callable[[str], Path]) -> None:
     root = written("actionformer")
     (root / "annotations" / "annotations.json").unlink()
