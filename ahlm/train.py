@@ -380,6 +380,9 @@ def open_splits(config: Config) -> tuple[FeatureDataset, FeatureDataset | None, 
     training, validation, testing = open_split(config.data, "train"), None, None
     if config.data.root is None or has_split(config.data, "test"):
         testing = open_split(config.data, "test", training.classes)
+        if testing.feature_dim != training.feature_dim:
+            expected = f"{training.feature_dim} as in the training split"
+            raise DataError(str(config.data.root), "feature_dim of the test split", expected, testing.feature_dim)
         if not any(video.segments for video in testing.videos):
             testing = None
     if config.data.validation:
@@ -396,6 +399,8 @@ def run(config: Config, options: Any, argv: Sequence[str]) -> int:
     """Body of the command; see `--help`."""
     device = select_device(config.device)
     earlier = options.resume or options.eval_only
+    if options.tensorboard and find_spec("tensorboardX") is None:
+        raise ModuleNotFoundError("--tensorboard needs tensorboardX: pip install 'ahlm[tb]'")
     training, validation, testing = open_splits(config)
     print(describe(training, validation, testing, device, config))
     if earlier:
@@ -407,8 +412,6 @@ def run(config: Config, options: Any, argv: Sequence[str]) -> int:
                 raise DataError(str(config.data.root), name, expected, getattr(training, name))
         print(f"settings are those of {folder.path}")
     else:
-        if options.tensorboard and find_spec("tensorboardX") is None:
-            raise ModuleNotFoundError("--tensorboard needs tensorboardX: pip install 'ahlm[tb]'")
         name = "demo" if config.data.root is None else Path(config.data.root).resolve().name
         folder = RunFolder.create(options.output_dir, name, options.overwrite)
         folder.write_config(yaml.safe_dump(config_mapping(config), sort_keys=False))

@@ -207,6 +207,11 @@ def test_bad_values_of_the_test_split_stop_a_run_before_it_starts(
     assert main([*SHORT, *command]) == 3
     assert f"{path}: value [0, 0]: expected a finite number, got inf" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+    for path in (tmp_path / "data" / "test").iterdir():
+        np.save(path, np.zeros((9, 32), np.float32))
+    (tmp_path / "data" / "features.json").unlink()
+    assert main([*SHORT, *command]) == 3
+    assert "feature_dim of the test split: expected 64 as in the training split, got 32" in capsys.readouterr().err
 
 
 def test_tags_without_segments_train_and_are_not_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
