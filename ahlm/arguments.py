@@ -58,7 +58,10 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> tuple[Config, Namespac
     argv = [f"--config={recipe_path(recipe)}", *rest]
     namespace = parser.parse_args(argv)
     own = Namespace(**{name: namespace[name] for name in vars(namespace) if name not in (*_FIELDS, "config")})
-    return _instantiate(parser, {name: namespace[name] for name in _FIELDS}), own
+    try:
+        return _instantiate(parser, {name: namespace[name] for name in _FIELDS}), own
+    except ValueError as error:  # a setting that could not work
+        parser.error(str(error))
 
 
 def config_from(mapping: Mapping[str, Any]) -> Config:

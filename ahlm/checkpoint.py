@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from ahlm.arguments import config_from, config_mapping
 from ahlm.config import Config
@@ -53,7 +54,8 @@ def save_weights(path: str | Path, checkpoint: Checkpoint) -> None:
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in checkpoint.model.state_dict().items()}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"ahlm": json.dumps(header)})
+        # Python writes, whose error says that the disk is full
+        temporary.write_bytes(save(tensors, metadata={"ahlm": json.dumps(header)}))
 
 
 def load_weights(path: str | Path) -> Checkpoint:
@@ -83,8 +85,10 @@ def load_weights(path: str | Path) -> Checkpoint:
 
 def save_state(path: str | Path, state: dict[str, Any]) -> None:
     """Write optimizer state and step for `--resume`, atomically."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
     with replacing(path) as temporary:
-        torch.save(state, temporary)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def load_state(path: str | Path) -> dict[str, Any]:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Literal
+
+DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 @dataclass(frozen=True)
@@ -202,7 +208,7 @@ class LocalizationConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """A whole run.
+    """A whole run; settings that could not work raise a `ValueError` that names them.
 
     Attributes:
         data: what to read.
@@ -227,7 +233,43 @@ class Config:
     detector_weight: float = 1.0
     refinement: RefinementConfig = field(default_factory=RefinementConfig)
     localization: LocalizationConfig = field(default_factory=LocalizationConfig)
-    protocol: str = "thumos14"
+    protocol: Literal["thumos14", "thumos14-snippet", "activitynet-1.3"] = "thumos14"
     seed: int = 0
     save_every: int = 200
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for names, allowed, fits in _RANGES:
+            for name in names.split():
+                value = attrgetter(name)(self)
+                if value is not None and not fits(value):
+                    raise ValueError(f"{name} must be {allowed}, got {value}")
+        if not DEVICE.fullmatch(self.device):
+            raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {self.device}")
+        if not (self.localization.cas_thresholds or self.localization.attention_thresholds):
+            raise ValueError("localization must have cas_thresholds or attention_thresholds, got neither")
+
+
+_RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
+    (
+        "data.fps data.stride data.window detector.sigma detector_optim.lr classifier_optim.lr localization.soft_sigma",
+        "a positive number",
+        lambda value: 0 < value < math.inf,
+    ),
+    (
+        "detector.width detector.state_size detector.latent_size detector.snippet_latent_size detector.look_ahead "
+        "detector.crop classifier.width classifier.n_snippets classifier.topk_foreground classifier.topk_context "
+        "classifier.topk_background detector_optim.batch_size classifier_optim.batch_size localization.upsample "
+        "save_every",
+        "at least 1",
+        lambda value: value >= 1,
+    ),
+    (
+        "detector.refractory detector.alpha detector.alpha_down detector_optim.iterations classifier_optim.iterations "
+        "localization.oic_margin seed",
+        "at least 0",
+        lambda value: 0 <= value < math.inf,
+    ),
+    ("data.validation classifier.dropout", "in [0, 1)", lambda value: 0 <= value < 1),
+    ("localization.nms_tiou", "in [0, 1]", lambda value: 0 <= value <= 1),
+)

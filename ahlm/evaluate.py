@@ -51,16 +51,21 @@ def main(argv: Sequence[str] | None = None) -> int:
                 ambiguous=arguments.ambiguous,
                 ties="official" if arguments.official_ties else "stable",
             )
+        for note in notes:
+            print(f"note: {note.message}", file=sys.stderr)
+        if BACKEND == "numpy":
+            print("note: the compiled evaluator is absent, NumPy serves in its place", file=sys.stderr)
+        print(result)
+        if arguments.json:
+            write_json(arguments.json, result.to_dict())
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
-    for note in notes:
-        print(f"note: {note.message}", file=sys.stderr)
-    if BACKEND == "numpy":
-        print("note: the compiled evaluator is absent, NumPy serves in its place", file=sys.stderr)
-    print(result)
-    if arguments.json:
-        write_json(arguments.json, result.to_dict())
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

@@ -43,15 +43,20 @@ def write_json(path: str | Path, value: Any, indent: int | None = 1) -> None:
     write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path) -> Any:
-    """Read JSON; raises `DataError` when the file is missing, truncated or not JSON."""
+def read_text(path: str | Path, expected: str) -> str:
+    """Read UTF-8, a byte order mark dropped; raises `DataError` when there is no such file or something else in it."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise DataError(path, "file", "a JSON file", "no such file") from None
+        raise DataError(path, "file", expected, "no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(path, "file", "a readable UTF-8 JSON file", error) from None
+        raise DataError(path, "file", f"{expected}, in UTF-8", error) from None
+
+
+def read_json(path: str | Path) -> Any:
+    """Read JSON; raises `DataError` when the file is missing, truncated or not JSON."""
+    text = read_text(path, "a JSON file")
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ahlm.checkpoint import Checkpoint, load_weights
-from ahlm.config import Config
+from ahlm.config import DEVICE, Config
 from ahlm.data.dataset import FeatureDataset, open_dataset
 from ahlm.data.sampling import collate, sample_snippets_test
 from ahlm.errors import DataError
@@ -317,11 +317,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--oracle needs --data.root, whose annotations hold the true boundaries")
     if Path(arguments.output).exists() and not arguments.overwrite:
         parser.error(f"{arguments.output} exists; --overwrite replaces it")
+    if not DEVICE.fullmatch(arguments.device):
+        parser.error(f"--device: expected auto, cpu, cuda or cuda:N, got {arguments.device}")
     try:
+        # now, not after hours of work
+        Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
         return run(arguments)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
 import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -14,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from jsonargparse import ArgumentParser
 from torch import Tensor
 from tqdm import tqdm
 
@@ -34,6 +38,7 @@ from ahlm.report.html import write_report
 from ahlm.run_folder import RunFolder, read_metrics
 
 LOG_EVERY = 10
+COLLAPSED = 0.4  # a firing rate beyond this; ratios that stay between the clips of eq. 8 give 0.5
 CLASSIFIER, DETECTOR = 0, 1
 
 
@@ -191,6 +196,20 @@ class Trainer:
 
 
 @contextmanager
+def terminated_like_ctrl_c() -> Iterator[None]:
+    """SIGTERM ends the command as Ctrl-C does, with exit code 130."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
 def stop_signals() -> Iterator[list[int]]:
     """Collect Ctrl-C and SIGTERM in a list instead of dying, so that the step in progress ends and is saved."""
     received: list[int] = []
@@ -273,7 +292,7 @@ def fit(
                 validate()
             if due or received:
                 save()
-            if received and not done:
+            if received:
                 raise Interrupted
     trainer.model.eval()
     if writer is not None:
@@ -281,11 +300,9 @@ def fit(
 
 
 def summary_writer(folder: RunFolder) -> Any:
-    """TensorBoard's writer; raises `ModuleNotFoundError` with the remedy where the extra is missing."""
-    try:
-        from tensorboardX import SummaryWriter
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError("--tensorboard needs tensorboardX: pip install 'ahlm[tb]'") from None
+    """TensorBoard's writer; its extra must be there."""
+    from tensorboardX import SummaryWriter
+
     return SummaryWriter(str(folder.path / "tensorboard"))
 
 
@@ -298,18 +315,37 @@ def score(
     return predictions, evaluate(truth, predictions, protocol=predictor.config.protocol, subset="test")
 
 
-def test(dataset: FeatureDataset, folder: RunFolder, device: str) -> Result:
+def firing(analyses: Sequence[VideoAnalysis]) -> str:
+    """How often the detector fires and how clear its test of eq. 7 is: quantiles of D_static / D_change in two lines.
+
+    A detector that fires nowhere, or at about half of the snippets or more, has found no change-points, and is said to
+    have collapsed.
+    """
+    at_change = np.concatenate([np.isin(np.arange(1, len(a.cas)), a.change_points) for a in analyses])
+    ratio = np.concatenate([a.kl_static[1:] / np.maximum(a.kl_change[1:], 1e-9) for a in analyses])
+    if not ratio.size:
+        return "no video has two snippets, so nothing can change"
+    rate = at_change.mean()
+    parts = [
+        f"{where} " + " ".join(f"{q:.2g}" for q in np.quantile(ratio[chosen], (0.1, 0.5, 0.9)))
+        for where, chosen in (("inside segments", ~at_change), ("at change-points", at_change))
+        if chosen.any()
+    ]
+    text = f"firing rate {rate:.3f}; D_static / D_change at 10, 50, 90 %: {', '.join(parts)}"
+    collapsed = "nowhere" if rate == 0 else "almost everywhere" if rate > COLLAPSED else ""
+    return text + (f"\nnote: the detector fires {collapsed}: its change-points mean nothing" if collapsed else "")
+
+
+def test(predictor: Predictor, dataset: FeatureDataset, analyses: Sequence[VideoAnalysis], folder: RunFolder) -> Result:
     """Localise and evaluate the test split with the last checkpoint; writes predictions, evaluation and report.
 
     Where a validation split chose a best checkpoint, its test result stands in eval.json under `best`.
     """
-    predictor = Predictor(load_weights(folder.weights), device)
-    analyses = predictor.analyse_dataset(dataset)
     predictions, result = score(predictor, dataset, analyses)
     write_predictions(folder.predictions, predictions)
     summary = {"checkpoint": "last", "step": predictor.checkpoint.step, **result.to_dict()}
     if folder.best.exists():
-        best = Predictor(load_weights(folder.best), device)
+        best = Predictor(load_weights(folder.best), str(predictor.device))
         summary["best"] = {
             "checkpoint": "best on validation",
             "step": best.checkpoint.step,
@@ -321,26 +357,65 @@ def test(dataset: FeatureDataset, folder: RunFolder, device: str) -> Result:
     return result
 
 
+def earlier_config(parser: ArgumentParser, folder: RunFolder, given: Config) -> Config:
+    """The settings of an earlier run; a command line may move its data and its device and change nothing else."""
+    config = load_weights(folder.weights).config
+    root, device = given.data.root, given.device
+    if root:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=root))
+    if device != "auto":
+        config = dataclasses.replace(config, device=device)
+    untouched, _ = parse(parser, [f"--device={device}", *([f"--data.root={root}"] if root else [])])
+    if given not in (untouched, config):
+        parser.error(f"the settings are those of {folder.path}; only --data.root and --device may differ")
+    return config
+
+
+def open_splits(config: Config) -> tuple[FeatureDataset, FeatureDataset | None, FeatureDataset | None]:
+    """Training, validation and test split, every value of them read once, so that bad data stop a run before it starts.
+
+    There is no validation split unless the settings ask for one, and no test split where the data have none with
+    segments to score.
+    """
+    training, validation, testing = open_split(config.data, "train"), None, None
+    if config.data.root is None or has_split(config.data, "test"):
+        testing = open_split(config.data, "test", training.classes)
+        if testing.feature_dim != training.feature_dim:
+            expected = f"{training.feature_dim} as in the training split"
+            raise DataError(str(config.data.root), "feature_dim of the test split", expected, testing.feature_dim)
+        if not any(video.segments for video in testing.videos):
+            testing = None
+    if config.data.validation:
+        training, validation = training.split_validation(config.data.validation)
+        if not any(video.segments for video in validation.videos):
+            raise DataError(str(config.data.root), "validation", "videos with segments to score", "tags alone")
+    for dataset in filter(None, (training, validation, testing)):
+        for i in range(len(dataset)):
+            dataset.features(i)
+    return training, validation, testing
+
+
 def run(config: Config, options: Any, argv: Sequence[str]) -> int:
     """Body of the command; see `--help`."""
     device = select_device(config.device)
     earlier = options.resume or options.eval_only
+    if options.tensorboard and find_spec("tensorboardX") is None:
+        raise ModuleNotFoundError("--tensorboard needs tensorboardX: pip install 'ahlm[tb]'")
+    training, validation, testing = open_splits(config)
+    print(describe(training, validation, testing, device, config))
     if earlier:
         folder = RunFolder(earlier)
-        config = load_weights(folder.weights).config
+        trained = load_weights(folder.weights)
+        for name in ("classes", "feature_dim"):
+            if getattr(training, name) != getattr(trained, name):
+                expected = f"{getattr(trained, name)} as in {folder.path}"
+                raise DataError(str(config.data.root), name, expected, getattr(training, name))
         print(f"settings are those of {folder.path}")
-    everything = open_split(config.data, "train")
-    testing = None
-    if config.data.root is None or has_split(config.data, "test"):
-        testing = open_split(config.data, "test", everything.classes)
-    training, validation = everything, None
-    if config.data.validation:
-        training, validation = everything.split_validation(config.data.validation)
-    print(describe(training, validation, testing, device, config))
-    if not earlier:
+    else:
         name = "demo" if config.data.root is None else Path(config.data.root).resolve().name
         folder = RunFolder.create(options.output_dir, name, options.overwrite)
         folder.write_config(yaml.safe_dump(config_mapping(config), sort_keys=False))
+    here = shlex.quote(str(folder.path))
     if not options.eval_only:
         trainer = Trainer(new_model(training, config), training, config, device)
         if options.resume:
@@ -351,15 +426,18 @@ def run(config: Config, options: Any, argv: Sequence[str]) -> int:
         try:
             fit(trainer, folder, validation, tensorboard=options.tensorboard)
         except Interrupted:
-            again = f"python -m ahlm.train --resume {folder.path}"
-            print(f"stopped at step {trainer.step}; go on with: {again}", file=sys.stderr)
+            print(
+                f"stopped at step {trainer.step}; go on with: python -m ahlm.train --resume {here}",
+                file=sys.stderr,
+            )
             return 130
+    predictor = Predictor(load_weights(folder.weights), device)
+    analyses = predictor.analyse_dataset(testing or training)
+    print(firing(analyses))
     if testing is None:
-        print(
-            f"no test split; localise with: python -m ahlm.infer --checkpoint {folder.path} FILE.npy --output OUT.json"
-        )
+        print(f"nothing to score; localise with: python -m ahlm.infer --checkpoint {here} FILE.npy --output OUT.json")
         return 0
-    print(test(testing, folder, device))
+    print(test(predictor, testing, analyses, folder))
     print(f"results of the last checkpoint in {folder.path}; look at {folder.report}")
     return 0
 
@@ -409,9 +487,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard's event files")
     config, options = parse(parser, argv)
+    if options.resume and options.eval_only:
+        parser.error("--resume and --eval-only exclude each other")
+    earlier = options.resume or options.eval_only
+    if earlier and (options.output_dir or options.overwrite):
+        parser.error("--output-dir and --overwrite are for new runs")
     try:
-        return run(config, options, argv)
+        with terminated_like_ctrl_c():
+            if earlier:
+                config = earlier_config(parser, RunFolder(earlier), config)
+            return run(config, options, argv)
     except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         return 130
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -419,7 +506,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (FileExistsError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except FloatingPointError as error:
+    except (OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 

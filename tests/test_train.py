@@ -3,11 +3,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -23,10 +25,11 @@ from ahlm.data.synthetic import demo_dataset, piecewise_constant, write_demo
 from ahlm.errors import DataError
 from ahlm.evaluation import evaluate
 from ahlm.evaluation.boundaries import change_point_scores
-from ahlm.infer import Predictor, predict
+from ahlm.evaluation.protocols import PROTOCOLS
+from ahlm.infer import Predictor, VideoAnalysis, predict
 from ahlm.run_folder import FILES, RunFolder, read_metrics
 from ahlm.timeline import FeatureSpec
-from ahlm.train import Trainer, fit, main, new_model
+from ahlm.train import Trainer, firing, fit, main, new_model
 
 SHORT = ["--detector_optim.iterations=6", "--classifier_optim.iterations=8"]
 
@@ -77,6 +80,31 @@ def test_unknown_field_in_a_file_is_an_error(tmp_path: Path, capsys: pytest.Capt
         main(["--config", str(path)])
     assert wrong.value.code == 2
     assert "latnt_size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("--seed=-1", "seed must be at least 0, got -1"),
+        ("--save_every=0", "save_every must be at least 1, got 0"),
+        ("--data.fps=0", "data.fps must be a positive number, got 0"),
+        ("--data.validation=1.5", "data.validation must be in [0, 1), got 1.5"),
+        ("--classifier.width=0", "classifier.width must be at least 1, got 0"),
+        ("--localization.cas_thresholds=[]", "localization must have cas_thresholds"),
+        ("--protocol=thumos15", "thumos14-snippet"),
+    ],
+)
+def test_settings_that_cannot_work_are_usage_errors(
+    setting: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as wrong:
+        parse(config_parser("train", ""), [setting])
+    assert wrong.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_protocols_of_the_configuration_are_those_of_the_evaluator() -> None:
+    assert get_args(get_type_hints(Config)["protocol"]) == tuple(PROTOCOLS)
 
 
 def test_run_folder_and_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,6 +197,95 @@ def test_bad_data_leaves_no_folder_behind(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_bad_values_of_the_test_split_stop_a_run_before_it_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_demo(tmp_path / "data")
+    path = tmp_path / "data" / "test" / "test_019.npy"
+    np.save(path, np.full((3, 64), np.inf, np.float16))
+    command = ["--config", "demo", "--data.root", str(tmp_path / "data"), "--output-dir", str(tmp_path / "run")]
+    assert main([*SHORT, *command]) == 3
+    assert f"{path}: value [0, 0]: expected a finite number, got inf" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    for path in (tmp_path / "data" / "test").iterdir():
+        np.save(path, np.zeros((9, 32), np.float32))
+    (tmp_path / "data" / "features.json").unlink()
+    assert main([*SHORT, *command]) == 3
+    assert "feature_dim of the test split: expected 64 as in the training split, got 32" in capsys.readouterr().err
+
+
+def test_tags_without_segments_train_and_are_not_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_demo(tmp_path / "data")
+    truth = json.loads((tmp_path / "data" / "gt.json").read_text())
+    for entry in truth["database"].values():
+        entry["labels"] = sorted({item["label"] for item in entry.pop("annotations")})
+    (tmp_path / "data" / "gt.json").write_text(json.dumps(truth))
+    run = tmp_path / "a run"
+    command = [*SHORT, "--config", "demo", "--data.root", str(tmp_path / "data"), "--output-dir", str(run)]
+    assert main([*command, "--data.validation", "0.25"]) == 3
+    assert "expected videos with segments to score, got tags alone" in capsys.readouterr().err
+    assert main(command) == 0
+    assert (
+        f"nothing to score; localise with: python -m ahlm.infer --checkpoint '{run}' FILE.npy"
+        in capsys.readouterr().out
+    )
+
+
+def test_earlier_runs_keep_their_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, run = tmp_path / "data", str(tmp_path / "run")
+    write_demo(data)
+    command = [*SHORT, "--config", "demo", "--data.root", str(data)]
+    assert main([*command, "--output-dir", run]) == 0
+    data.rename(tmp_path / "moved")
+    assert main(["--eval-only", run]) == 3
+    assert main(["--eval-only", run, "--data.root", str(tmp_path / "moved")]) == 0
+    assert main([*command[:-1], str(tmp_path / "moved"), "--resume", run]) == 0  # the command that made it
+    capsys.readouterr()
+    for wrong, message in (
+        (["--eval-only", run, "--seed", "1"], "only --data.root and --device may differ"),
+        (["--resume", run, "--overwrite"], "for new runs"),
+        (["--resume", run, "--eval-only", run], "exclude each other"),
+    ):
+        with pytest.raises(SystemExit) as usage:
+            main(wrong)
+        assert usage.value.code == 2
+        assert message in capsys.readouterr().err
+    truth = tmp_path / "moved" / "gt.json"
+    truth.write_text(truth.read_text().replace('"Spin"', '"Twist"'))
+    assert main(["--eval-only", run, "--data.root", str(tmp_path / "moved")]) == 3
+    assert "classes: expected ('Cartwheel', 'Handstand', 'Jump', 'Spin')" in capsys.readouterr().err
+
+
+def test_full_disk_is_one_line_and_keeps_the_last_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No file may be larger than 1 MB: the state of step 0 fits, those with Adam's moments do not."""
+    run = tmp_path / "run"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+    try:
+        assert main([*SHORT, "--output-dir", str(run)]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert capsys.readouterr().err.endswith("error: [Errno 27] File too large\n")
+    assert load_state(run / FILES["state"])["step"] == 0
+    assert not list(run.glob(".*"))
+
+
+def test_firing_says_when_the_detector_has_collapsed() -> None:
+    def analysis(change_points: list[int]) -> VideoAnalysis:
+        n = 11
+        kl = np.where(np.isin(np.arange(n), change_points), 4.0, 0.02).astype(np.float32)
+        rows = np.zeros((n, 3), np.float32)
+        points = np.array(change_points, np.int64)
+        return VideoAnalysis(np.zeros(2, np.float32), rows[:, :2], rows, rows, points, kl, np.full(n, 2, np.float32))
+
+    text = firing([analysis([5]), analysis([])])
+    assert text == (
+        "firing rate 0.050; D_static / D_change at 10, 50, 90 %: inside segments 0.01 0.01 0.01, at change-points 2 2 2"
+    )
+    assert "fires nowhere" in firing([analysis([])])
+    assert "fires almost everywhere" in firing([analysis([1, 3, 5, 7, 9])])
+
+
 def test_interrupted_run_keeps_its_state_and_exits_130(tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = [sys.executable, "-m", "ahlm.train", "--output-dir", str(run), "--classifier_optim.iterations=100000"]
@@ -181,6 +298,16 @@ def test_interrupted_run_keeps_its_state_and_exits_130(tmp_path: Path) -> None:
     assert process.returncode == 130, errors
     assert "--resume" in errors
     assert load_state(run / FILES["state"])["step"] == load_weights(run / FILES["weights"]).step >= 10
+
+
+def test_sigterm_during_the_evaluation_exits_130(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = str(tmp_path / "run")
+    with monkeypatch.context() as patched:
+        patched.setattr("ahlm.train.score", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        assert main([*SHORT, "--output-dir", run]) == 130
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert main(["--resume", run]) == 0
+    assert (tmp_path / "run" / FILES["evaluation"]).is_file()
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ahlm.errors import DataError
-from ahlm.files import read_json
+from ahlm.files import read_json, read_text
 
 TRAINING, VALIDATION, TESTING = ({"train", "training"}, {"validation", "val"}, {"test", "testing"})
 
@@ -55,7 +56,7 @@ def read_annotations(path: str | Path, problems: list[DataError] | None = None) 
         DataError: the file cannot be read, or a video in it is malformed.
     """
     path = Path(path)
-    if path.suffix == ".csv":
+    if path.suffix.lower() == ".csv":
         return _read_csv(path, problems)
     content = read_json(path)
     database = content.get("database") if isinstance(content, dict) else None
@@ -100,29 +101,29 @@ def _annotation(path: Path, name: str, entry: Any) -> Annotation:
 
 
 def _read_csv(path: Path, problems: list[DataError] | None) -> dict[str, Annotation]:
-    if not path.is_file():
-        raise DataError(path, "file", "a CSV with the columns video,label", "no such file")
+    text = read_text(path, "a CSV with the columns video,label")
     labels: dict[str, set[str]] = {}
     segments: dict[str, list[Segment]] = {}
     subsets: dict[str, str] = {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, skipinitialspace=True)
-        if not {"video", "label"} <= set(reader.fieldnames or ()):
-            raise DataError(path, "header", "the columns video,label[,start,end][,subset]", reader.fieldnames)
-        for row in reader:
-            # a short row has none where a column is missing, a long one a list under no name
-            cells = {column: value.strip() for column, value in row.items() if column and isinstance(value, str)}
-            with _collect(problems):
-                name, label = cells.get("video", ""), cells.get("label", "")
-                if not name or not label:
-                    raise DataError(path, f"line {reader.line_num}", "a video and a label", cells)
-                start, end = cells.get("start", ""), cells.get("end", "")
-                if start or end:
-                    bounds = _segment(path, f"line {reader.line_num}", [start, end])
-                    segments.setdefault(name, []).append(Segment(*bounds, label))
-                if subsets.setdefault(name, cells.get("subset", "")) != cells.get("subset", ""):
-                    raise DataError(path, f"line {reader.line_num}", f"subset {subsets[name]}", cells.get("subset"))
-                labels.setdefault(name, set()).add(label)
+    reader = csv.DictReader(io.StringIO(text), skipinitialspace=True)
+    if not {"video", "label"} <= set(reader.fieldnames or ()):
+        raise DataError(path, "header", "the columns video,label[,start,end][,subset]", reader.fieldnames)
+    for row in reader:
+        # a short row has none where a column is missing, a long one a list under no name
+        cells = {column: value.strip() for column, value in row.items() if column and isinstance(value, str)}
+        with _collect(problems):
+            name, label = cells.get("video", ""), cells.get("label", "")
+            if not name or not label:
+                raise DataError(path, f"line {reader.line_num}", "a video and a label", cells)
+            start, end = cells.get("start", ""), cells.get("end", "")
+            if start or end:
+                bounds = _segment(path, f"line {reader.line_num}", [start, end])
+                segments.setdefault(name, []).append(Segment(*bounds, label))
+            if subsets.setdefault(name, cells.get("subset", "")) != cells.get("subset", ""):
+                raise DataError(path, f"line {reader.line_num}", f"subset {subsets[name]}", cells.get("subset"))
+            labels.setdefault(name, set()).add(label)
+    if not labels and not problems:
+        raise DataError(path, "lines", "a video and a label each", "none below the header")
     return {
         name: Annotation(subsets[name], None, tuple(sorted(own)), tuple(segments.get(name, ())))
         for name, own in labels.items()
@@ -148,10 +149,8 @@ def _segment(path: Path, field: str, value: Any) -> tuple[float, float]:
 
 def read_split(path: str | Path) -> list[str]:
     """Video names of a split list, one a line; empty lines and repeats are dropped."""
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(path, "file", "a list of video names, one a line", "no such file")
-    return list(dict.fromkeys(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()))
+    lines = read_text(path, "a list of video names, one a line").splitlines()
+    return list(dict.fromkeys(line.strip() for line in lines if line.strip()))
 
 
 def subset_videos(annotations: Mapping[str, Annotation], split: str) -> list[str]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ahlm.config import DataConfig
 from ahlm.data.annotations import Annotation, Segment, class_list, read_annotations, subset_videos
 from ahlm.data.feature_store import (
+    SUFFIXES,
     Source,
     check_features,
     features_shape,
@@ -154,7 +155,7 @@ class FeatureDataset:
         """The first `int(n * (1 - share))` videos for training and the others for validation."""
         n_train = int(len(self) * (1 - share))
         if not 0 < n_train < len(self):
-            raise ValueError(f"validation must leave videos on both sides, got {share} of {len(self)}")
+            raise DataError("training list", "validation", "videos on both sides", f"{share:g} of {len(self)}")
         training, validation = self.subset(range(n_train)), self.subset(range(n_train, len(self)))
         training.missing, training.notes = self.missing, self.notes
         return training, validation
@@ -310,12 +311,13 @@ def open_dataset(config: DataConfig, split: str, classes: tuple[str, ...] | None
         videos.append(Video(resolved, sources[name], annotation.labels, annotation.segments, annotation.duration_s))
     if missing and config.missing == "error":
         shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        with_suffix = missing[0].lower().endswith(SUFFIXES)
         raise DataError(
             where,
             "feature files",
             f"{len(listed)} videos of {names_path.name}",
             f"{len(missing)} missing: {shown}",
-            "data.missing=skip leaves them out",
+            "videos are named without .npy" if with_suffix else "data.missing=skip leaves them out",
         )
     if not videos:
         raise DataError(names_path, "videos", "at least one video with features", "none")

@@ -99,7 +99,7 @@ def _paths(source: str | Source) -> tuple[Path, ...]:
 def _open_array(path: Path) -> Iterator[tuple[IO[bytes], int]]:
     """The .npy data of a file, and how many bytes of it there are."""
     try:
-        if path.suffix != ".npz":
+        if path.suffix.lower() != ".npz":
             with path.open("rb") as file:
                 yield file, path.stat().st_size
             return
@@ -130,6 +130,6 @@ def _read_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
 
 def _map_array(path: Path) -> NDArray[Any]:
     with _open_array(path) as (file, _):
-        if path.suffix == ".npz":
+        if path.suffix.lower() == ".npz":
             return np.lib.format.read_array(file, allow_pickle=False)
         return np.asanyarray(np.load(path, mmap_mode="r", allow_pickle=False))

@@ -230,7 +230,7 @@ def _check_files(tree: Tree, listed: dict[str, _Listed], found: Inspection) -> N
         path
         for folder in folders
         for path in sorted(folder.rglob("*"))
-        if path.suffix in SUFFIXES and not path.name.startswith(".")
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
     ]
     twins = {path for path in present if path.suffix == ".npz" and path.with_suffix(".npy") in used}
     for path in sorted(twins):

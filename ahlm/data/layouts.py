@@ -80,7 +80,7 @@ def array_files(folder: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         # files under a leading dot are half-written ones
-        if path.suffix in SUFFIXES and not path.name.startswith("."):
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
             files.setdefault(path.stem, path)
     return files
 

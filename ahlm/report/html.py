@@ -126,6 +126,7 @@ def write_report(
         best=best,
         config=predictor.config,
         dataset=dataset,
+        name=Path(predictor.config.data.root).name if predictor.config.data.root else dataset.layout,
         curves=[curve(metrics, name, title) for name, title in CURVES.items() if any(name in r for r in metrics)],
         false_positives=diagnosis.false_positives(),
         misses=diagnosis.misses(),
@@ -154,6 +155,8 @@ def curve(metrics: Sequence[dict[str, Any]], name: str, title: str, most: int = 
     pairs = [(r["step"], float(r[name])) for r in metrics if name in r and math.isfinite(r[name])]
     pairs = pairs[:: max(1, math.ceil(len(pairs) / most))]
     steps, values = (np.array(column, float) for column in zip(*pairs, strict=True))
+    if len(steps) == 1:  # a short run has one record: a level line
+        steps, values = np.append(steps, steps + 1), np.repeat(values, 2)
     low, high = float(values.min()), float(values.max())
     x = 300 * (steps - steps[0]) / max(1.0, steps[-1] - steps[0])
     y = 80 * (1 - (values - low) / max(high - low, 1e-12))

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 WIDTH, LEFT, RIGHT = 960, 108, 22
+MOST_LETTERS = 15  # left of the tracks
 MOST_POINTS = 320  # of a curve; longer videos are averaged in groups
 TICKS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600)
 TRACK, GAP = 46, 10
@@ -77,6 +78,7 @@ def timeline_svg(timeline: Timeline) -> str:
 
     def name(text: str, top: float, tone: str = "") -> None:
         style = f' style="fill:{tone}"' if tone else ""
+        text = text if len(text) <= MOST_LETTERS else f"{text[: MOST_LETTERS - 1]}…"
         parts.append(f'<text x="{LEFT - 8}" y="{top:.0f}" text-anchor="end"{style}>{escape(text)}</text>')
 
     def bars(title: str, rows: Sequence[Bar]) -> None:

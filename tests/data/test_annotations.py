@@ -60,6 +60,12 @@ def test_malformed_csv(tmp_path: Path) -> None:
     path.write_text("name,tag\na,run\n")
     with pytest.raises(DataError, match=r"header: expected the columns video,label.*got \['name', 'tag'\]"):
         read_annotations(path)
+    path.write_text("video,label\n")
+    with pytest.raises(DataError, match=r"lines: expected a video and a label each, got none"):
+        read_annotations(path)
+    path.write_bytes("video,label\na,L\u00e4ufer\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"labels\.csv: file: expected a CSV .* in UTF-8, got"):
+        read_annotations(path)
     with pytest.raises(DataError, match=r"no\.csv: file: expected a CSV .* got no such file"):
         read_annotations(tmp_path / "no.csv")
 
@@ -125,7 +131,7 @@ def test_examples_of_the_documentation(tmp_path: Path) -> None:
 
 def test_split_lists(tmp_path: Path) -> None:
     path = tmp_path / "split_train.txt"
-    path.write_text("b\n\n a \nb\n")
+    path.write_text("\ufeffb\n\n a \nb\n", encoding="utf-8")
     assert read_split(path) == ["b", "a"]
     with pytest.raises(DataError, match="file: expected a list of video names, one a line, got no such file"):
         read_split(tmp_path / "no.txt")

@@ -182,7 +182,7 @@ def test_validation_split_is_the_end_of_the_list() -> None:
     training, validation = demo_dataset("train").split_validation(0.25)
     assert [video.id for video in validation.videos] == [f"train_{i:03d}" for i in range(30, 40)]
     assert len(training) == 30
-    with pytest.raises(ValueError, match="both sides"):
+    with pytest.raises(DataError, match="both sides"):
         demo_dataset("train").split_validation(1.0)
 
 

@@ -125,6 +125,13 @@ def test_npz_of_actionformer(written: Callable[[str], Path], demo: dict[str, Fea
         opened(root)
 
 
+def test_upper_case_suffixes(written: Callable[[str], Path], demo: dict[str, FeatureDataset]) -> None:
+    root = written("actionformer")
+    for path in (root / "features").iterdir():
+        path.rename(path.with_suffix(".NPY"))
+    np.testing.assert_array_equal(opened(root).features(0), demo["train"].features(0))
+
+
 def test_skip_list_of_opentad(written: Callable[[str], Path]) -> None:
     root = written("actionformer")
     (root / "features" / "v_train_003.npy").unlink()
@@ -181,6 +188,13 @@ def test_tags_in_a_csv_and_splits_by_folder(written: Callable[[str], Path]) -> N
     assert [v.id for v in opened(root, "test").videos] == ["test_000"]
     with pytest.raises(DataError, match=r"split_dev\.txt: file: expected a list of video names, or a subset"):
         opened(root, "dev")
+
+
+def test_names_with_a_suffix_are_explained(written: Callable[[str], Path]) -> None:
+    root = written("actionformer")
+    (root / "labels.csv").write_text("video,label\nv_train_000.npy,Jump\n")
+    with pytest.raises(DataError, match=r"1 missing: v_train_000\.npy \(videos are named without \.npy\)"):
+        opened(root)
 
 
 def test_table_of_tags_beside_a_flat_folder(written: Callable[[str], Path]) -> None:
