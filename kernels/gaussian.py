@@ -1,4 +1,4 @@
-"""Diagonal Gaussians: the heads' outputs, their KL divergence, the filter of eq. 6."""
+"""Diagonal Gaussians: the heads' outputs, their KL divergence, the filter of belief and evidence."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def kl(q: Gaussian, p: Gaussian) -> Tensor:
 
 
 def fuse(belief: Gaussian, evidence: Gaussian, belief_weight: float, evidence_weight: float) -> Gaussian:
-    """Posterior q of eq. 6: precisions add, `L_q = rho L_b + kappa L_e`, `L_q m_q = rho L_b m_b + kappa L_e m_e`."""
+    """Filter behind q in the filtered reading: precisions add, `L_q = rho L_b + kappa L_e`, `L_q m_q = rho L_b m_b + kappa L_e m_e`."""
     belief_precision = belief_weight * torch.exp(-2 * belief.log_std)
     evidence_precision = evidence_weight * torch.exp(-2 * evidence.log_std)
     precision = belief_precision + evidence_precision

@@ -18,7 +18,19 @@ def scan_reference(
     lengths: Tensor,
     forced_changes: Tensor | None,
 ) -> ScanOutput:
-    """Eqs. 4-8 for a padded batch; see `change_point_scan` for the arguments."""
+    """Eqs. 4-8 for a padded batch; see `change_point_scan` for the arguments.
+
+    As the paper writes them, with d_{t+1} = f_tran(v_t, d_t) and Q(f_{t+1}, d0, u_{t+1}) after a reset:
+
+        p_static = P(f_t, d_t, u_t)                                                   (4)
+        p_change = P(f_t, d_{t+1}, u_t)                                               (5)
+        q        = Q(f_{t+1}, d_{t+1}, u_t)                                           (6)
+        change   = KL(q || p_static) > beta KL(q || p_change)                         (7)
+        beta     = clip(beta + (alpha if change else -alpha), beta_low, beta_high)    (8)
+
+    The fields of `ScanRules` say how each is read: the filtered reading holds the belief for p_static, leaves f and u
+    out of p_change, and makes q of belief and evidence by `fuse`.
+    """
     start = streams.start
     batch, n_snippets, _ = start.shape
     # nothing past a video's end is read, so that NaN there reaches neither results nor gradients
