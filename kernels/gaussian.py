@@ -34,7 +34,10 @@ def kl(q: Gaussian, p: Gaussian) -> Tensor:
 
 
 def fuse(belief: Gaussian, evidence: Gaussian, belief_weight: float, evidence_weight: float) -> Gaussian:
-    """Filter behind q in the filtered reading: precisions add, `L_q = rho L_b + kappa L_e`, `L_q m_q = rho L_b m_b + kappa L_e m_e`."""
+    """What q is in the filtered reading: precisions add.
+
+    `L_q = rho L_b + kappa L_e` and `L_q m_q = rho L_b m_b + kappa L_e m_e` for belief b and evidence e.
+    """
     belief_precision = belief_weight * torch.exp(-2 * belief.log_std)
     evidence_precision = evidence_weight * torch.exp(-2 * evidence.log_std)
     precision = belief_precision + evidence_precision
