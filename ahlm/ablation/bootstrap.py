@@ -34,7 +34,7 @@ def video_counts(n_videos: int, resamples: int, seed: int = 0) -> NDArray[np.int
 def resampled_map(
     database: dict[str, Any], results: dict[str, Any], counts: NDArray[np.int64], protocol: Protocol
 ) -> Floats:
-    """mAP averaged over the protocol's widest range of thresholds, for each line of `counts` [R + 1].
+    """MAP averaged over the protocol's widest range of thresholds, for each line of `counts` [R + 1].
 
     A video that was drawn twice counts as two videos of the same content. Matching looks at one video at a time, so it
     is done once; precision and recall are then weighted by the counts, which is the AP of the repeated videos exactly,
@@ -108,4 +108,3 @@ def interval(samples: Floats) -> Interval:
     """The value of the whole split, `samples[0]`, and the middle 95 % of the resamples [R + 1]."""
     low, high = np.quantile(samples[1:], (0.025, 0.975))
     return Interval(float(samples[0]), float(low), float(high))
-

@@ -203,8 +203,10 @@ class KernelPartition:
     def _model(self, video: Features) -> Any:
         if len(video) < 2 * self.min_size:
             return None
-        return import_ruptures().KernelCPD(kernel=self.kernel, min_size=self.min_size).fit(
-            (video - self.origin) @ self.scaling
+        return (
+            import_ruptures()
+            .KernelCPD(kernel=self.kernel, min_size=self.min_size)
+            .fit((video - self.origin) @ self.scaling)
         )
 
     def _edges(self, model: Any, level: float) -> Edges:

@@ -54,6 +54,7 @@ class Experiment:
         self.counts = video_counts(len(scored), resamples)
         self._prints = [fingerprint(training), fingerprint(scored), fingerprint(tuning)]
         self._truth, self._ground_truth = boundaries(scored), scored.ground_truth("test")
+        self._classes = {segment.label for video in scored.videos for segment in video.segments}
         self._fitted: dict[str, Fitted] = {}
         self._analyses: dict[tuple[str, str], tuple[Predictor, list[VideoAnalysis]]] = {}
 
@@ -83,10 +84,11 @@ class Experiment:
         predictor, analyses = self._analysed(config, row.plain_mil)
         analyses, settings = self._with_points(row, config.seed, analyses)
         predictions = predict(predictor, self.scored, analyses, config, oracle=row.points == "oracle")
+        # a validation split may lack a class; what is found of it counts for nothing, as in the evaluation of a file
+        found = {v: [d for d in items if d["label"] in self._classes] for v, items in predictions["results"].items()}
+        predictions["results"] = found
         result = evaluate(self._ground_truth, predictions, config.protocol, subset="test")
-        samples = resampled_map(
-            self._ground_truth["database"], predictions["results"], self.counts, PROTOCOLS[config.protocol]
-        )
+        samples = resampled_map(self._ground_truth["database"], found, self.counts, PROTOCOLS[config.protocol])
         values: dict[str, Any] = {
             "mAP": result.mAP,
             "average": result.headline,
@@ -138,8 +140,5 @@ class Experiment:
         return self._replaced(analyses, points), None
 
     @staticmethod
-    def _replaced(
-        analyses: Sequence[VideoAnalysis], points: Sequence[np.ndarray[Any, Any]]
-    ) -> list[VideoAnalysis]:
+    def _replaced(analyses: Sequence[VideoAnalysis], points: Sequence[np.ndarray[Any, Any]]) -> list[VideoAnalysis]:
         return [a._replace(change_points=p) for a, p in zip(analyses, points, strict=True)]
-

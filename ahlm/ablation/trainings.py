@@ -82,9 +82,8 @@ class Trainings:
         classifier = self._trained(config, "classifier", plain_mil)
         if config.detector.shared_embedding:
             return classifier
-        model = classifier.model
-        model.detector = self._trained(config, "detector", False).model.detector
-        return dataclasses.replace(classifier, model=model, config=config)
+        classifier.model.detector = self._trained(config, "detector", False).model.detector
+        return dataclasses.replace(classifier, config=config)
 
     def _trained(self, config: Config, part: str, plain_mil: bool) -> Checkpoint:
         folder = RunFolder(self.folder / self.key(config, part, plain_mil))
