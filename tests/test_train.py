@@ -26,7 +26,7 @@ from ahlm.evaluation.boundaries import change_point_scores
 from ahlm.infer import Predictor, predict
 from ahlm.run_folder import FILES, RunFolder, read_metrics
 from ahlm.timeline import FeatureSpec
-from ahlm.train import Trainer, fit, main, new_model
+from ahlm.train import Trainer, fit, main, new_model, score
 
 SHORT = ["--detector_optim.iterations=6", "--classifier_optim.iterations=8"]
 
@@ -150,10 +150,29 @@ def test_best_is_chosen_on_validation(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "train 30 videos (0 missing), validation 10, test 20" in capsys.readouterr().out
     scores = [record for record in read_metrics(run / FILES["metrics"]) if "validation_mAP" in record]
     assert [record["step"] for record in scores] == [8]
+    predictor, validation = ahlm.load(run), demo_dataset("train").split_validation(0.25)[1]
+    expected = score(predictor, validation, predictor.analyse_dataset(validation, progress=False))[1]
+    assert expected.change_points is not None
+    detected = expected.change_points["detected"]["1"]
+    assert {name: scores[0][f"validation_{name}"] for name in detected} == detected
     assert load_weights(run / FILES["best"]).step == 8
     evaluation = json.loads((run / FILES["evaluation"]).read_text())
     assert evaluation["checkpoint"] == "last"
     assert evaluation["best"]["checkpoint"] == "best on validation"
+
+
+def test_validation_without_segments_is_said_and_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset, rows = demo_dataset("train"), ["video,label"]
+    for i, video in enumerate(dataset.videos):
+        np.save(tmp_path / f"{video.id}.npy", dataset.features(i))
+        rows += [f"{video.id},{label}" for label in video.labels]
+    (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
+    arguments = ["--config", "demo", "--data.root", str(tmp_path), "--data.validation", "0.25"]
+    assert main([*SHORT, *arguments, "--output-dir", str(tmp_path / "run")]) == 0
+    assert "the validation videos have no segments" in capsys.readouterr().out
+    assert not (tmp_path / "run" / FILES["best"]).exists()
 
 
 def test_tensorboard_is_an_extra(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import sys
 
 import numpy as np
@@ -27,7 +28,7 @@ def dataset(n_videos: int, seed: int) -> FeatureDataset:
     spec, videos = FeatureSpec(), []
     for i, (sequence, inner) in enumerate(zip(sequences, switches, strict=True)):
         edges = spec.edges_s(120)[[0, *inner, 120]]
-        segments = tuple(Segment(a, b, "any") for a, b in zip(edges, edges[1:], strict=False))
+        segments = tuple(Segment(a, b, "any") for a, b in itertools.pairwise(edges))
         videos.append(Video(str(i), sequence, ("any",), segments))
     return FeatureDataset(videos, ("any",), spec)
 
