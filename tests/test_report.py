@@ -97,9 +97,7 @@ def test_histogram_has_the_shares_of_both_sides_and_says_so() -> None:
     root = ET.fromstring(histogram_svg(boundaries, elsewhere, (0.15, 0.9)))
     label = root.get("aria-label")
     assert label is not None
-    assert re.search(
-        r"median 0\.\d+ at 101 true boundaries, 0\.01 at 1001 edges elsewhere; beta is 0\.15 to 0\.9", label
-    )
+    assert re.search(r"median 0.5 at 101 true boundaries, 0.0\d+ at 1001 edges elsewhere; beta is 0.15 to 0.9", label)
     heaps = {
         path.get("class"): re.findall(r"V([\d.]+)H([\d.]+)", path.get("d", "")) for path in root.iter(f"{SVG}path")
     }

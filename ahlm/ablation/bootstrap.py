@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,7 +97,7 @@ def _weighted_ap(
 
 
 def resampled_f1(
-    detected: list[ArrayLike], truth: list[ArrayLike], counts: NDArray[np.int64], tolerance: float = 1.0
+    detected: Sequence[ArrayLike], truth: Sequence[ArrayLike], counts: NDArray[np.int64], tolerance: float = 1.0
 ) -> Floats:
     """F1 of change-points for each line of `counts` [R + 1]; positions in snippets, see `change_point_scores`."""
     found = np.array([matches(p, b, tolerance) for p, b in zip(detected, truth, strict=True)])

@@ -153,7 +153,7 @@ def write_report(
         best=best,
         config=predictor.config,
         dataset=dataset,
-        curves=[drawn for title, names in CURVES.items() if (drawn := curve(metrics, title, names))],
+        curves=[plot for title, names in CURVES.items() if (plot := curve(metrics, title, names))],
         histogram=ratio_histogram(predictor, dataset, analyses),
         false_positives=diagnosis.false_positives(),
         misses=diagnosis.misses(),
