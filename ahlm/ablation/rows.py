@@ -68,7 +68,13 @@ def replaced(config: Config, settings: Mapping[str, Any]) -> Config:
 
 
 def all_rows(config: Config) -> list[Row]:
-    """Every row for a recipe; a row that would repeat the recipe is left out."""
+    """Every row for a recipe; a row that would repeat the recipe is left out.
+
+    Raises:
+        ValueError: a recipe whose proposals use no change-points.
+    """
+    if config.localization.proposals == "thresholds":
+        raise ValueError("localization.proposals must be change_points or both for an ablation, got thresholds")
     rows = [*_table3(), *_table4(), *_reading(config), *_steps(), *_controls(), *_detectors()]
 
     def repeats(row: Row) -> bool:

@@ -217,6 +217,8 @@ def test_controls_detectors_and_the_test_split(
 def test_errors(dataset: FeatureDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*TINY, "--output-dir", str(tmp_path / "out"), "--only", "table9"]) == 2
     assert "got 'table9'" in capsys.readouterr().err
+    assert main([*TINY, "--output-dir", str(tmp_path / "out"), "--localization.proposals=thresholds"]) == 2
+    assert "localization.proposals must be" in capsys.readouterr().err
     rows = ["video,label"]
     (tmp_path / "data").mkdir()
     for i, video in enumerate(dataset.videos):

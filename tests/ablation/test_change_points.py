@@ -24,10 +24,10 @@ from ahlm.timeline import FeatureSpec
 
 def dataset(n_videos: int, seed: int) -> FeatureDataset:
     """Piecewise-constant sequences whose segments are annotated one after the other."""
-    sequences, switches = piecewise_constant(n_videos, seed, n_snippets=120, dim=24, noise=1.0)
+    sequences, switches = piecewise_constant(n_videos, seed, n_snippets=100, dim=24, noise=1.0)
     spec, videos = FeatureSpec(), []
     for i, (sequence, inner) in enumerate(zip(sequences, switches, strict=True)):
-        edges = spec.edges_s(120)[[0, *inner, 120]]
+        edges = spec.edges_s(100)[[0, *inner, 100]]
         segments = tuple(Segment(a, b, "any") for a, b in itertools.pairwise(edges))
         videos.append(Video(str(i), sequence, ("any",), segments))
     return FeatureDataset(videos, ("any",), spec)
@@ -37,10 +37,10 @@ def dataset(n_videos: int, seed: int) -> FeatureDataset:
 def test_tuned_on_some_videos_they_find_the_switches_of_others(kind: str) -> None:
     if kind.startswith("kernel"):
         pytest.importorskip("ruptures")
-    fitted = fit(kind, dataset(10, 0), dataset(6, 1))
+    fitted = fit(kind, dataset(8, 0), dataset(4, 1))
     other = dataset(6, 2)
     found = [fitted.detect(other.features(i)) for i in range(6)]
-    scores = change_point_scores(found, boundaries(other), [120] * 6)
+    scores = change_point_scores(found, boundaries(other), [100] * 6)
     assert scores.f1 >= 0.8, (scores, fitted.settings)
     assert scores.f1 >= fitted.f1 - 0.15
     assert all(edges.dtype == np.int64 and (np.diff(edges) > 0).all() for edges in found)
