@@ -106,7 +106,7 @@ def _bounds(value: Mapping[str, float] | None, scale: float, digits: int) -> str
 
 
 def plot(path: Path, summary: Sequence[Mapping[str, Any]], title: str) -> None:
-    """MAP of every row and seed, and the gains with their intervals, as an SVG or whatever the suffix says.
+    """The mAP of every row and seed, and the gains with their intervals, as an SVG or whatever the suffix says.
 
     Raises:
         ModuleNotFoundError: no matplotlib; the message says how to get it.
