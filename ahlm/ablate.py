@@ -93,12 +93,13 @@ def write_results(
     summary = summarise(rows, results)
     counts = results[rows[0].name][0]["counts"]
     span = "{:g}:{:g}".format(*PROTOCOLS[config.protocol].averages[-1])
+    seeds = ", ".join(map(str, options.seeds))
     name = Path(config.data.root).name if config.data.root else "demo"
     title = f"Ablation on {name}, {options.split} split"
     notes = [
         f"{counts['instances']} instances of {counts['classes']} classes in {counts['videos']} videos, protocol "
-        f"{config.protocol}, mAP (%) averaged over {span}; last checkpoints of {len(options.seeds)} seeds trained on "
-        f"{len(experiment.training)} videos, mean ± standard deviation over seeds. Intervals: 95 % of "
+        f"{config.protocol}, mAP (%) averaged over {span}; last checkpoints trained on "
+        f"{len(experiment.training)} videos, mean ± standard deviation over the seeds {seeds}. Intervals: 95 % of "
         f"{options.resamples} resamples of the videos, both rows on the same ones, means over the seeds.",
         "F1 of change-points within one snippet, their rate (true rate) and F1 after the foreground's selection.",
         (

@@ -18,8 +18,8 @@ TIOUS = ("0.5", "0.7", "0.75", "0.95")
 
 
 def mean_and_deviation(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, sample standard deviation (0 for one value) and the values themselves."""
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    """Mean, sample standard deviation (none for one value) and the values themselves."""
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return {"mean": float(np.mean(values)), "deviation": deviation, "values": list(values)}
 
 
@@ -96,7 +96,8 @@ def _cells(entry: Mapping[str, Any], tious: Sequence[str]) -> list[str]:
 
 
 def _spread(value: Mapping[str, Any], scale: float, digits: int) -> str:
-    return f"{scale * value['mean']:.{digits}f} ± {scale * value['deviation']:.{digits}f}"
+    deviation = "" if value["deviation"] is None else f" ± {scale * value['deviation']:.{digits}f}"
+    return f"{scale * value['mean']:.{digits}f}{deviation}"
 
 
 def _bounds(value: Mapping[str, float] | None, scale: float, digits: int) -> str:
