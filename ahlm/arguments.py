@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -66,8 +67,7 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> tuple[Config, Namespac
 
 def config_from(mapping: Mapping[str, Any]) -> Config:
     """A `Config` from nested plain values, as `config_mapping` makes them; unknown fields are errors."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Config)
+    parser = _field_parser()
     return _instantiate(parser, vars(parser.parse_object(dict(mapping))))
 
 
@@ -84,10 +84,16 @@ def config_mapping(config: Config) -> dict[str, Any]:
 
 def load_recipe(name: str | Path, **overrides: Any) -> Config:
     """The configuration of a recipe or YAML file from Python; `overrides` replace top-level fields."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Config)
+    parser = _field_parser()
     namespace = parser.parse_path(recipe_path(str(name)))
     return dataclasses.replace(_instantiate(parser, vars(namespace)), **overrides)
+
+
+@functools.cache
+def _field_parser() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Config)
+    return parser
 
 
 def _instantiate(parser: ArgumentParser, values: Mapping[str, Any]) -> Config:

@@ -13,6 +13,7 @@ VERBS = {
     "train": "train from video-level labels, localise, evaluate",
     "infer": "localise actions with a trained model",
     "evaluate": "score detections (mAP at tIoU)",
+    "ablate": "compare the parts of the method, controls and baselines",
     "report": "write report.html of a run again, or draw one of its videos",
     "check": "look for problems in a folder of data",
     "convert": "bring data of other projects into a layout read here",

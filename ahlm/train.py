@@ -238,7 +238,8 @@ def fit(
     Args:
         trainer: where it starts, and where it ends.
         folder: where metrics, weights and state go.
-        validation: scored whenever the state is saved; the best weights are kept beside the last.
+        validation: scored whenever the state is saved, detections by mAP and change-points within one snippet; the
+            best weights by mAP are kept beside the last.
         tensorboard: also write TensorBoard's event files.
         progress: show a bar on a terminal.
 
@@ -263,11 +264,14 @@ def fit(
         if validation is None:
             return
         predictor = Predictor(trainer.checkpoint(), str(trainer.device))
-        average = score(predictor, validation, predictor.analyse_dataset(validation, progress=False))[1].headline
+        result = score(predictor, validation, predictor.analyse_dataset(validation, progress=False))[1]
         trainer.model.train()
-        log({"step": trainer.step, "validation_mAP": average})
-        if average > trainer.best_validation:
-            trainer.best_validation = average
+        assert result.change_points is not None
+        found = result.change_points["detected"]["1"]
+        scores = {f"validation_{name}": found[name] for name in ("precision", "recall", "f1", "rate", "true_rate")}
+        log({"step": trainer.step, "validation_mAP": result.headline, **scores})
+        if result.headline > trainer.best_validation:
+            trainer.best_validation = result.headline
             save_weights(folder.best, trainer.checkpoint())
 
     if trainer.step in (0, trainer.total_steps):

@@ -13,6 +13,8 @@ ROOT = Path(__file__).parents[1]
 # each layer may import itself and the layers below it
 LAYERS = [
     ["ahlm.cli"],
+    ["ahlm.ablate"],
+    ["ahlm.ablation"],
     ["ahlm.train", "ahlm.convert", "ahlm.check"],
     ["ahlm.report"],
     ["ahlm.infer", "ahlm.evaluate"],

@@ -17,7 +17,8 @@ from ahlm.checkpoint import save_weights
 from ahlm.cli import main
 from ahlm.data.synthetic import demo_dataset
 from ahlm.infer import Predictor, load
-from ahlm.report.html import MAX_BYTES, MAX_DETECTIONS, MAX_VIDEOS, write_report
+from ahlm.report.histogram_svg import histogram_svg
+from ahlm.report.html import MAX_BYTES, MAX_DETECTIONS, MAX_VIDEOS, curve, write_report
 from ahlm.report.timeline_svg import Bar, Timeline, path_data, thinned, timeline_svg
 from ahlm.train import Trainer, new_model, score
 
@@ -89,6 +90,41 @@ def test_200_videos_as_long_as_those_of_thumos_fit() -> None:
     assert len(timeline_svg(test).encode()) * MAX_VIDEOS < MAX_BYTES
 
 
+def test_histogram_has_the_shares_of_both_sides_and_says_so() -> None:
+    rng = np.random.default_rng(0)
+    boundaries = np.append(np.log(0.5) + 0.1 * rng.standard_normal(101), -np.inf)
+    elsewhere = np.log(0.01) + 0.1 * rng.standard_normal(1001)
+    root = ET.fromstring(histogram_svg(boundaries, elsewhere, (0.15, 0.9)))
+    label = root.get("aria-label")
+    assert label is not None
+    assert re.search(r"median 0.5 at 101 true boundaries, 0.0\d+ at 1001 edges elsewhere; beta is 0.15 to 0.9", label)
+    heaps = {
+        path.get("class"): re.findall(r"V([\d.]+)H([\d.]+)", path.get("d", "")) for path in root.iter(f"{SVG}path")
+    }
+    band = next(rect for rect in root.iter(f"{SVG}rect") if rect.get("class") == "beta")
+    left = float(band.get("x", 0))
+    floor = max(float(y) for y, _ in heaps["at"])
+    for kind, is_right in (("at", True), ("other", False)):
+        rises = [float(x) for y, x in heaps[kind] if float(y) < floor]
+        assert rises
+        assert all((x > left) == is_right for x in rises), kind
+    heights = {kind: sum(floor - float(y) for y, _ in steps) for kind, steps in heaps.items()}
+    assert heights["at"] == pytest.approx(heights["other"], rel=0.01), "each heap is all of its side"
+    alike = histogram_svg(np.zeros(3), np.zeros(2), (0.5, 0.5))
+    assert "nan" not in alike
+
+
+def test_curves_share_one_scale() -> None:
+    metrics = [{"step": 10, "a": 0.0}, {"step": 20, "a": 1.0, "b": 2.0}, {"step": 30, "a": float("nan")}]
+    drawn = curve(metrics, "both", {"a": "first", "b": "second", "c": "absent"})
+    assert drawn is not None
+    assert (drawn.low, drawn.high) == (0, 2)
+    assert [line.name for line in drawn.lines] == ["first", "second"]
+    assert drawn.lines[0].points == "0.0,80.0 300.0,40.0"
+    assert drawn.lines[1].points == "0.0,0.0 300.0,0.0", "a single value is a level line"
+    assert curve(metrics, "none", {"c": "absent"}) is None
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with a hostile class name, scored on a few demo videos, one of them with a hostile name."""
@@ -115,6 +151,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     analyses = predictor.analyse_dataset(testing, progress=False)
     predictions, result = score(predictor, testing, analyses)
     metrics = [{"step": s, "loss_efc": 1 / s, "firing_rate": 0.1} for s in range(10, 1000, 10)]
+    metrics += [{"step": 999, "validation_f1": 0.5, "validation_precision": 0.4, "validation_recall": 0.7}]
     write_report(folder / "report.html", predictor, testing, analyses, predictions, result, metrics)
     return folder
 
@@ -128,6 +165,8 @@ def test_page_is_self_contained_and_escaped(run: Path) -> None:
     assert len(page.encode()) / 6 * 200 < 5e6, "200 videos must stay under 5 MB"
     assert page.count("<details") == 6
     assert "not drawn" not in page
+    assert page.count("true boundaries,") == 1
+    assert "change-points, validation over the steps" in page
 
 
 def test_command_draws_a_test_video(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

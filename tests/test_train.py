@@ -29,7 +29,7 @@ from ahlm.evaluation.protocols import PROTOCOLS
 from ahlm.infer import Predictor, VideoAnalysis, predict
 from ahlm.run_folder import FILES, RunFolder, read_metrics
 from ahlm.timeline import FeatureSpec
-from ahlm.train import Trainer, firing, fit, main, new_model
+from ahlm.train import Trainer, firing, fit, main, new_model, score
 
 SHORT = ["--detector_optim.iterations=6", "--classifier_optim.iterations=8"]
 
@@ -178,6 +178,11 @@ def test_best_is_chosen_on_validation(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "train 30 videos (0 missing), validation 10, test 20" in capsys.readouterr().out
     scores = [record for record in read_metrics(run / FILES["metrics"]) if "validation_mAP" in record]
     assert [record["step"] for record in scores] == [8]
+    predictor, validation = ahlm.load(run), demo_dataset("train").split_validation(0.25)[1]
+    expected = score(predictor, validation, predictor.analyse_dataset(validation, progress=False))[1]
+    assert expected.change_points is not None
+    detected = expected.change_points["detected"]["1"]
+    assert {name: scores[0][f"validation_{name}"] for name in detected} == detected
     assert load_weights(run / FILES["best"]).step == 8
     evaluation = json.loads((run / FILES["evaluation"]).read_text())
     assert evaluation["checkpoint"] == "last"

@@ -70,6 +70,24 @@ def change_point_scores(
     return ChangePointScores(precision, recall, f1, n_detected / edges, n_true / edges)
 
 
+def split_at_boundaries(values: ArrayLike, truth: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The largest value within one edge, at every true boundary, and at every edge more than two from all of them.
+
+    Args:
+        values: one for each edge e, between snippets e - 1 and e, of a video of n snippets [n]; the first counts not.
+        truth: true boundaries in snippets, see `true_boundaries`.
+    """
+    values, bounds = np.asarray(values, float), np.asarray(truth, float)
+    edges = np.arange(1, len(values))
+    if not len(edges):
+        return np.empty(0), np.empty(0)
+    padded = np.pad(values[1:], 1, constant_values=-np.inf)
+    best = np.maximum(np.maximum(padded[:-2], padded[1:-1]), padded[2:])
+    nearest = np.clip(np.rint(bounds).astype(int), 1, len(edges)) - 1
+    far = (np.abs(edges[:, None] - bounds) > 2).all(1)
+    return best[nearest], best[far]
+
+
 def score_file(database: dict[str, Any], extra: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
     """Scores of the change-points that a prediction file of ours carries under `"ahlm"`.
 

@@ -10,24 +10,33 @@ from typing import Any, NamedTuple
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from numpy.typing import NDArray
 
 from ahlm.config import Config
 from ahlm.data.dataset import FeatureDataset
 from ahlm.evaluation import Result
+from ahlm.evaluation.boundaries import split_at_boundaries, true_boundaries
 from ahlm.evaluation.diagnosis import KINDS, diagnose
 from ahlm.evaluation.predictions import predicted_instances, truth_instances
 from ahlm.files import write_text
 from ahlm.infer import Detection, Predictor, VideoAnalysis
 from ahlm.localization import Localization
+from ahlm.report.histogram_svg import histogram_svg
 from ahlm.report.timeline_svg import Bar, Timeline, timeline_svg
 
 # what the page draws at most, so that it stays under 5 MB: videos, bytes of pictures, detections in one
 MAX_VIDEOS, MAX_BYTES, MAX_DETECTIONS = 200, 4_700_000, 30
-CURVES = {
-    "loss_efc": "L_EFC",
-    "loss_dfc": "L_DFC",
-    "firing_rate": "firing rate",
-    "validation_mAP": "validation mAP",
+# title of a small plot, and the metrics in it with their names
+CURVES: dict[str, dict[str, str]] = {
+    "L_EFC": {"loss_efc": "training"},
+    "L_DFC": {"loss_dfc": "training"},
+    "change-points, validation": {
+        "validation_f1": "F1",
+        "validation_precision": "precision",
+        "validation_recall": "recall",
+    },
+    "firing rate": {"firing_rate": "training", "validation_rate": "validation", "validation_true_rate": "true rate"},
+    "validation mAP": {"validation_mAP": "mAP"},
 }
 
 
@@ -49,8 +58,7 @@ def draw(predictor: Predictor, dataset: FeatureDataset, i: int, analysis: VideoA
     best = int(np.argmax(analysis.video_scores))
     detections = predictor.detections(found)
     top = max((d.score for d in detections), default=1.0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.log(analysis.kl_static / np.maximum(analysis.kl_change, 1e-9))
+    ratio = log_ratio(analysis)
     return timeline_svg(
         Timeline(
             f"{video.id}, {edges_s[-1]:.0f} s",
@@ -70,6 +78,25 @@ def draw(predictor: Predictor, dataset: FeatureDataset, i: int, analysis: VideoA
             edges_s[found.foreground_change_points],
         )
     )
+
+
+def log_ratio(analysis: VideoAnalysis) -> NDArray[np.float64]:
+    """log(D_static / D_change) of every snippet [n], minus infinity at the first, which is not tested."""
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log(analysis.kl_static / np.maximum(analysis.kl_change, 1e-9)), np.float64)
+
+
+def ratio_histogram(predictor: Predictor, dataset: FeatureDataset, analyses: Sequence[VideoAnalysis]) -> Markup | None:
+    """Picture of log(D_static / D_change) at true boundaries and elsewhere; none without a boundary."""
+    parts = []
+    for video, analysis in zip(dataset.videos, analyses, strict=True):
+        segments = [(s.start_s, s.end_s) for s in video.segments]
+        truth = true_boundaries(segments, predictor.spec, len(analysis.cas))
+        parts.append(split_at_boundaries(log_ratio(analysis), truth))
+    at, elsewhere = (np.concatenate(side) for side in zip(*parts, strict=True))
+    if not (np.isfinite(at).any() and np.isfinite(elsewhere).any()):
+        return None
+    return Markup(histogram_svg(at, elsewhere, predictor.config.detector.beta_range))
 
 
 def _opacity(detection: Detection, top: float) -> float:
@@ -127,7 +154,8 @@ def write_report(
         config=predictor.config,
         dataset=dataset,
         name=Path(predictor.config.data.root).name if predictor.config.data.root else dataset.layout,
-        curves=[curve(metrics, name, title) for name, title in CURVES.items() if any(name in r for r in metrics)],
+        curves=[plot for title, names in CURVES.items() if (plot := curve(metrics, title, names))],
+        histogram=ratio_histogram(predictor, dataset, analyses),
         false_positives=diagnosis.false_positives(),
         misses=diagnosis.misses(),
         tiou=diagnosis.tiou,
@@ -139,26 +167,41 @@ def write_report(
     write_text(path, page)
 
 
-class Curve(NamedTuple):
-    """A small plot: title, SVG points in a 300 x 80 box, and the values at its ends."""
+class Line(NamedTuple):
+    """One line of a small plot: its name, SVG points in a 300 x 80 box, first and last value."""
 
-    title: str
+    name: str
     points: str
     first: float
     last: float
+
+
+class Curve(NamedTuple):
+    """A small plot: title, lines, and the values at its lower and upper edge."""
+
+    title: str
+    lines: list[Line]
     low: float
     high: float
 
 
-def curve(metrics: Sequence[dict[str, Any]], name: str, title: str, most: int = 300) -> Curve:
-    """One of the metrics over the steps, thinned to what a small plot can show."""
-    pairs = [(r["step"], float(r[name])) for r in metrics if name in r and math.isfinite(r[name])]
-    pairs = pairs[:: max(1, math.ceil(len(pairs) / most))]
-    steps, values = (np.array(column, float) for column in zip(*pairs, strict=True))
-    if len(steps) == 1:  # a short run has one record: a level line
-        steps, values = np.append(steps, steps + 1), np.repeat(values, 2)
-    low, high = float(values.min()), float(values.max())
-    x = 300 * (steps - steps[0]) / max(1.0, steps[-1] - steps[0])
-    y = 80 * (1 - (values - low) / max(high - low, 1e-12))
-    points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
-    return Curve(title, points, float(values[0]), float(values[-1]), low, high)
+def curve(metrics: Sequence[dict[str, Any]], title: str, names: Mapping[str, str], most: int = 300) -> Curve | None:
+    """Some of the metrics over the steps, thinned to what a small plot can show; none where there are none."""
+    found = {}
+    for name, label in names.items():
+        pairs = [(r["step"], float(r[name])) for r in metrics if name in r and math.isfinite(r[name])]
+        if pairs:
+            found[label] = np.array(pairs[:: max(1, math.ceil(len(pairs) / most))])
+    if not found:
+        return None
+    every = np.concatenate(list(found.values()))
+    (first, low), (last, high) = every.min(0), every.max(0)
+    lines = []
+    for label, values in found.items():
+        x = 300 * (values[:, 0] - first) / max(1.0, last - first)
+        y = 80 * (1 - (values[:, 1] - low) / max(high - low, 1e-12))
+        # a single value is a level line
+        x, y = (x, y) if len(x) > 1 else (np.array([0.0, 300.0]), np.repeat(y, 2))
+        points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
+        lines.append(Line(label, points, float(values[0, 1]), float(values[-1, 1])))
+    return Curve(title, lines, float(low), float(high))

@@ -14,7 +14,7 @@ from ahlm.errors import DataError
 from ahlm.evaluate import main
 from ahlm.evaluation import PROTOCOLS, evaluate
 from ahlm.evaluation.average_precision import BACKEND
-from ahlm.evaluation.boundaries import change_point_scores, matches, true_boundaries
+from ahlm.evaluation.boundaries import change_point_scores, matches, split_at_boundaries, true_boundaries
 from ahlm.evaluation.evaluate import read_ambiguous
 from ahlm.evaluation.predictions import read_database, select_subset, truth_instances
 from ahlm.evaluation.protocols import same_subset
@@ -236,3 +236,14 @@ def test_change_points_in_a_file_are_scored() -> None:
     assert result.change_points["refined"]["1"]["precision"] == 0.5
     assert result.change_points["foreground"]["2"]["precision"] == 1
     assert "change-points foreground" in str(result)
+
+
+def test_values_at_boundaries_and_elsewhere() -> None:
+    values = np.array([9.0, 1, 5, 2, 3, 0, 0, 0, 7, 6])
+    at, elsewhere = split_at_boundaries(values, [2.4, 9.6])
+    assert at.tolist() == [5, 7]  # edges 1-3, edges 8-9; edge 0 is no edge
+    assert elsewhere.tolist() == [3, 0, 7]  # around edges 5, 6, 7
+    at, elsewhere = split_at_boundaries(values, [])
+    assert len(at) == 0
+    assert elsewhere.tolist() == [5, 5, 5, 3, 3, 0, 7, 7, 7]
+    assert [len(side) for side in split_at_boundaries([1.0], [])] == [0, 0]

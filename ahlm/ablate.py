@@ -1,0 +1,168 @@
+"""Ablation: `python -m ahlm.ablate --config NAME|FILE --data.root DIR --seeds 0 1 2 --output-dir OUT [--only table3]`.
+
+Trains what the rows of `ahlm.ablation.rows` need, each training once, and writes means, deviations and intervals. The
+same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ahlm.ablation.experiment import Experiment
+from ahlm.ablation.rows import FULL, ORACLE, THRESHOLDS, Row, all_rows, chosen_rows
+from ahlm.ablation.tables import markdown, plot, summarise
+from ahlm.arguments import config_mapping, config_parser, parse
+from ahlm.config import Config
+from ahlm.data.dataset import FeatureDataset
+from ahlm.data.synthetic import open_split
+from ahlm.errors import DataError
+from ahlm.evaluation import PROTOCOLS
+from ahlm.files import write_json, write_text
+from ahlm.infer import select_device
+from ahlm.train import Interrupted
+
+VALIDATION = 0.2  # share of the training list where the recipe keeps none
+
+
+def open_experiment(config: Config, split: str, folder: Path, resamples: int) -> Experiment:
+    """An experiment on the validation videos cut from the training list, or on the test split.
+
+    On the test split the models are trained on the whole training list. Either way the other change-point detectors
+    are tuned on the validation videos.
+    """
+    everything = open_split(config.data, "train")
+    training, validation = everything.split_validation(config.data.validation or VALIDATION)
+    scored = validation
+    if split == "test":
+        training, scored = everything, open_split(config.data, "test", everything.classes)
+    for name, part in (("validation", validation), (split, scored)):
+        if not any(video.segments for video in part.videos):
+            raise DataError(config.data.root or "demo", f"{name} videos", "segments to compare with", "none")
+    return Experiment(config, training, scored, validation, folder, select_device(config.device), resamples)
+
+
+def run(config: Config, options: Any) -> int:
+    """Body of the command; see `--help`."""
+    folder = Path(options.output_dir)
+    rows = chosen_rows(all_rows(config), options.only or [])
+    if importlib.util.find_spec("ruptures") is None and any(row.points.startswith("kernel_") for row in rows):
+        print("note: the rows of KernelCPD are left out: they need ruptures (pip install 'ahlm[bench]')")
+        rows = [row for row in rows if not row.points.startswith("kernel_")]
+    experiment = open_experiment(config, options.split, folder, options.resamples)
+    print(
+        f"{len(rows)} rows, seeds {' '.join(map(str, options.seeds))}; {describe(experiment.training)} to train, "
+        f"{describe(experiment.scored)} to score"
+    )
+    started = time.perf_counter()
+    results: dict[str, list[dict[str, Any]]] = {row.name: [] for row in rows}
+    with tqdm(total=len(rows) * len(options.seeds), desc="ablate", unit="row", disable=None) as bar:
+        for seed in options.seeds:
+            for row in rows:
+                result = experiment.result(row, seed)
+                results[row.name].append(result)
+                tqdm.write(f"seed {seed}  {row.group:10s}{row.name:36s}{100 * result['average']:6.2f}")
+                bar.update()
+            experiment.forget_analyses()
+    write_results(folder, options, config, experiment, rows, results, time.perf_counter() - started)
+    return 0
+
+
+def describe(dataset: FeatureDataset) -> str:
+    """Size of a split in words."""
+    segments = sum(len(video.segments) for video in dataset.videos)
+    return f"{len(dataset)} videos ({segments} segments)"
+
+
+def write_results(
+    folder: Path,
+    options: Any,
+    config: Config,
+    experiment: Experiment,
+    rows: Sequence[Row],
+    results: dict[str, list[dict[str, Any]]],
+    seconds: float,
+) -> None:
+    """SPLIT.json, SPLIT.md and SPLIT.svg in the output folder; the second is printed as well."""
+    summary = summarise(rows, results)
+    counts = results[rows[0].name][0]["counts"]
+    span = "{:g}:{:g}".format(*PROTOCOLS[config.protocol].averages[-1])
+    seeds = ", ".join(map(str, options.seeds))
+    name = Path(config.data.root).name if config.data.root else "demo"
+    title = f"Ablation on {name}, {options.split} split"
+    notes = [
+        f"{counts['instances']} instances of {counts['classes']} classes in {counts['videos']} videos, protocol "
+        f"{config.protocol}, mAP (%) averaged over {span}; last checkpoints trained on "
+        f"{len(experiment.training)} videos, mean ± standard deviation over the seeds {seeds}. Intervals: 95 % of "
+        f"{options.resamples} resamples of the videos, both rows on the same ones, means over the seeds.",
+        "F1 of change-points within one snippet, their rate (true rate) and F1 after the foreground's selection.",
+        (
+            "The test split is read here; settings belong to the validation videos."
+            if options.split == "test"
+            else "The validation videos are the last of the training list. Other detectors were tuned on these same "
+            "videos, which flatters them here."
+        ),
+    ]
+    if (closed := share_of_gap(summary)) is not None:
+        notes.append(f"Of the gap from thresholds to true boundaries, {FULL} closes {100 * closed:.0f} %.")
+    text = markdown(summary, title, notes)
+    write_json(
+        folder / f"{options.split}.json",
+        {
+            "config": config_mapping(config),
+            "split": options.split,
+            "seeds": options.seeds,
+            "counts": counts,
+            "resamples": options.resamples,
+            "seconds": round(seconds, 1),
+            "rows": summary,
+        },
+    )
+    write_text(folder / f"{options.split}.md", text)
+    print(text)
+    picture = folder / f"{options.split}.svg"
+    try:
+        plot(picture, summary, title)
+    except ModuleNotFoundError as error:
+        print(f"note: {error}")
+    print(f"{seconds:.0f} s; results in {folder}")
+
+
+def share_of_gap(summary: Sequence[dict[str, Any]]) -> float | None:
+    """What the full method gains over thresholds, as a share of what true boundaries would; none where rows miss."""
+    means = {row["name"]: row["average"]["mean"] for row in summary}
+    if not {FULL, THRESHOLDS, ORACLE} <= means.keys() or means[ORACLE] == means[THRESHOLDS]:
+        return None
+    return float((means[FULL] - means[THRESHOLDS]) / (means[ORACLE] - means[THRESHOLDS]))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m ahlm.ablate`."""
+    parser = config_parser("python -m ahlm.ablate", "Compare the parts of the method, controls and baselines.")
+    parser.add_argument("--output-dir", required=True, help="trainings, rows and tables; found again by a later call")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one training of each kind a seed")
+    parser.add_argument("--only", type=str, nargs="+", help="groups (table3, table4, ...) or names of rows")
+    parser.add_argument("--split", choices=("validation", "test"), default="validation", help="what rows are scored on")
+    parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap over videos")
+    config, options = parse(parser, sys.argv[1:] if argv is None else argv)
+    try:
+        return run(config, options)
+    except (KeyboardInterrupt, Interrupted):
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
