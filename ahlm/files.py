@@ -61,3 +61,5 @@ def read_json(path: str | Path) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(path, f"line {error.lineno}", "valid JSON", error.msg) from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or lists in lists without end
+        raise DataError(path, "file", "JSON of sane numbers and depth", error) from None

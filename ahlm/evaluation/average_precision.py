@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,10 +45,10 @@ class Instances(NamedTuple):
 
 
 class AveragePrecision(NamedTuple):
-    """AP [K, C] per threshold and class, NaN without ground truth; matched ground truth [K, N] of each prediction."""
+    """AP [K, C] per threshold and class, NaN without ground truth; prediction that takes each instance [K, G] or -1."""
 
     ap: NDArray[np.float64]
-    matched: NDArray[np.int64]
+    taken_by: NDArray[np.int64]
 
 
 def average_precision(
@@ -58,7 +59,6 @@ def average_precision(
     tious: NDArray[np.float64],
     *,
     ties: str = "stable",
-    want_matches: bool = False,
     backend: str = "auto",
     n_threads: int | None = None,
 ) -> AveragePrecision:
@@ -73,48 +73,62 @@ def average_precision(
         predictions: with scores.
         n_videos: number of videos.
         n_classes: number of classes.
-        tious: thresholds [K].
+        tious: thresholds [K], above 0.
         ties: of scores and of overlaps. `stable`: equal scores in input order, the later of equal overlaps first.
             `official`: as `argsort()[::-1]` leaves them, which is ActivityNet's code and depends on how NumPy sorts on
-            this machine.
-        want_matches: also return which instance each prediction took.
+            this machine; that code also ranks NaN above every score, and lets two segments whose union is empty match
+            at any threshold.
         backend: `auto`, `c++` or `numpy`.
         n_threads: of the C++ core; none: the cores of the machine.
 
     Raises:
-        ValueError: a score or segment is not finite; an unknown rule or backend; `c++` where it was not built.
+        ValueError: a score or segment is not finite (`official` takes any score); a threshold that is not above 0; an
+            unknown rule or backend; `c++` where it was not built.
     """
     if ties not in ("stable", "official"):
         raise ValueError(f"ties must be stable or official, got {ties!r}")
-    if backend not in ("auto", "c++", "numpy"):
-        raise ValueError(f"backend must be auto, c++ or numpy, got {backend!r}")
-    if backend == "c++" and _core is None:
-        raise ValueError("backend c++ was not built on this machine; use auto or numpy")
-    for name, column in (("score", predictions.score), ("start", predictions.start), ("end", predictions.end)):
-        if not np.isfinite(column).all():
-            raise ValueError(f"predictions.{name} must be finite, got {column[~np.isfinite(column)][0]}")
-    order = _official_order(predictions, n_classes) if ties == "official" else None
+    core = choose_backend(backend) == "c++"
+    check_finite(truth, predictions._replace(score=truth.score) if ties == "official" else predictions)
     tious = np.ascontiguousarray(tious, np.float64)
-    if backend == "numpy" or (backend == "auto" and _core is None):
+    if not (tious > 0).all():
+        raise ValueError(f"tious must be above 0, got {tious.tolist()}")
+    order = _official_order(predictions, n_classes) if ties == "official" else None
+    if not core:
         if order is None:
             order = np.argsort(-predictions.score, kind="stable")
         return average_precision_numpy(truth, predictions, n_classes, tious, order, ties)
     offsets, ranks = _official_overlap_ranks(truth, predictions, n_videos) if ties == "official" else (None, None)
-    threads = n_threads or os.cpu_count() or 1
-    ap, matched = _core.average_precision(
+    ap, taken_by = _core.average_precision(
         *truth[:4], predictions.video, predictions.class_index, predictions.score, predictions.start, predictions.end,
-        order, offsets, ranks, n_videos, n_classes, tious, want_matches, threads,
+        order, offsets, ranks, n_videos, n_classes, tious, n_threads or os.cpu_count() or 1,
     )  # fmt: skip
-    return AveragePrecision(ap, matched)
+    return AveragePrecision(ap, taken_by)
+
+
+def choose_backend(backend: str) -> str:
+    """`c++` or `numpy`; raises `ValueError` for another name, or for `c++` where it was not built."""
+    if backend not in ("auto", "c++", "numpy"):
+        raise ValueError(f"backend must be auto, c++ or numpy, got {backend!r}")
+    if backend == "c++" and _core is None:
+        raise ValueError("backend c++ was not built on this machine; use auto or numpy")
+    return BACKEND if backend == "auto" else backend
+
+
+def check_finite(truth: Instances, predictions: Instances) -> None:
+    """Raise `ValueError` at the first time or score that is not a finite number."""
+    for name, instances in (("truth", truth), ("predictions", predictions)):
+        for field in ("score", "start", "end"):
+            column = getattr(instances, field)
+            if not np.isfinite(column).all():
+                raise ValueError(f"{name}.{field} must be finite, got {column[~np.isfinite(column)][0]}")
 
 
 def _official_order(predictions: Instances, n_classes: int) -> NDArray[np.int64]:
     """Predictions class by class in the order of `scores.argsort()[::-1]`, ties as NumPy's quicksort leaves them."""
-    parts = []
-    for c in range(n_classes):
-        members = np.flatnonzero(predictions.class_index == c)
-        parts.append(members[predictions.score[members].argsort()[::-1]])
-    return np.concatenate(parts) if parts else np.empty(0, np.int64)
+    by_class = np.argsort(predictions.class_index, kind="stable")
+    edges = np.searchsorted(predictions.class_index[by_class], np.arange(n_classes + 1))
+    parts = [by_class[first:last] for first, last in pairwise(edges)]
+    return np.concatenate([part[predictions.score[part].argsort()[::-1]] for part in parts] or [by_class])
 
 
 def _official_overlap_ranks(
@@ -134,9 +148,11 @@ def _official_overlap_ranks(
     owner = np.repeat(np.arange(predictions.size), counts)
     begin = np.cumsum(counts) - counts
     members = by_key[np.arange(len(owner)) - begin[owner] + first[owner]]
-    overlaps = temporal_iou(predictions.start[owner], predictions.end[owner], truth.start[members], truth.end[members])
-    ascending = np.lexsort((overlaps, owner))
-    same = (np.diff(owner[ascending]) == 0) & (np.diff(overlaps[ascending]) == 0) & (overlaps[ascending][1:] > 0)
+    overlaps = official_iou(predictions.start[owner], predictions.end[owner], truth.start[members], truth.end[members])
+    comparable = np.nan_to_num(overlaps, nan=np.inf)  # NaN stands above all and equals itself in a sort
+    ascending = np.lexsort((comparable, owner))
+    values = comparable[ascending]
+    same = (np.diff(owner[ascending]) == 0) & (values[1:] == values[:-1]) & (values[1:] > 0)
     offsets = np.full(predictions.size, -1, np.int64)
     ranks: list[NDArray[np.int64]] = []
     length = 0
@@ -157,27 +173,33 @@ def average_precision_numpy(
 ) -> AveragePrecision:
     """The specification: one class, one threshold, one prediction after the other."""
     ap = np.full((len(tious), n_classes), np.nan)
-    matched = np.full((len(tious), predictions.size), -1, np.int64)
+    taken_by = np.full((len(tious), truth.size), -1, np.int64)
+    iou = official_iou if ties == "official" else temporal_iou
     for c in np.unique(truth.class_index):
         members = np.flatnonzero(truth.class_index == c)
         visits = order[predictions.class_index[order] == c]
         for k, tiou in enumerate(tious):
-            free = dict.fromkeys(members.tolist(), True)
             correct = np.zeros(len(visits), bool)
             for i, p in enumerate(visits):
                 candidates = members[truth.video[members] == predictions.video[p]]
-                overlaps = temporal_iou(
-                    predictions.start[p], predictions.end[p], truth.start[candidates], truth.end[candidates]
-                )
+                overlaps = iou(predictions.start[p], predictions.end[p], truth.start[candidates], truth.end[candidates])
                 for j in np.argsort(overlaps, kind="stable" if ties == "stable" else None)[::-1]:
                     if overlaps[j] < tiou:
                         break
-                    if free[int(candidates[j])]:
-                        free[int(candidates[j])] = False
-                        correct[i], matched[k, p] = True, candidates[j]
+                    if taken_by[k, candidates[j]] < 0:
+                        taken_by[k, candidates[j]], correct[i] = p, True
                         break
             ap[k, c] = interpolated_ap(correct, len(members))
-    return AveragePrecision(ap, matched)
+    return AveragePrecision(ap, taken_by)
+
+
+def official_iou(
+    start: ArrayLike, end: ArrayLike, starts: NDArray[np.float64], ends: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """`temporal_iou` with NaN where the union is empty."""
+    intersection = np.maximum(0.0, np.minimum(end, ends) - np.maximum(start, starts))
+    with np.errstate(invalid="ignore"):
+        return np.asarray(intersection / ((ends - starts) + np.subtract(end, start) - intersection))
 
 
 def temporal_iou(

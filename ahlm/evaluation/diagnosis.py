@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ahlm.evaluation.average_precision import Instances, average_precision, temporal_iou
+from ahlm.evaluation.average_precision import Instances, _core, check_finite, choose_backend, temporal_iou
 
 KINDS = ("correct", "double", "wrong label", "localisation", "confusion", "background")
 LOW = 0.1
@@ -57,34 +57,54 @@ class Diagnosis(NamedTuple):
         return dict(zip(names, counts, strict=True))
 
 
-def diagnose(truth: Instances, found: Instances, n_videos: int, n_classes: int, tiou: float = 0.5) -> Diagnosis:
-    """Judge the best detections of each class; times in seconds."""
+def diagnose(
+    truth: Instances, found: Instances, n_videos: int, n_classes: int, tiou: float = 0.5, *, backend: str = "auto"
+) -> Diagnosis:
+    """Judge the best detections of each class; times in seconds.
+
+    Raises:
+        ValueError: times or scores that are not finite, a threshold outside (`LOW`, 1], an unknown backend.
+    """
+    check_finite(truth, found)
+    if not LOW < tiou <= 1:
+        raise ValueError(f"tiou must be in ({LOW}, 1], got {tiou}")
+    if choose_backend(backend) == "c++":
+        kind, taken_by = _core.diagnose(
+            *truth[:4], found.video, found.class_index, found.score, found.start, found.end,
+            n_videos, n_classes, tiou, LOW,
+        )  # fmt: skip
+    else:
+        kind, taken_by = diagnose_numpy(truth, found, n_classes, tiou)
     order = np.argsort(-found.score, kind="stable")
-    rank_in_class = np.empty(found.size, np.int64)
+    judged = order[kind[order] >= 0]
+    lengths = np.searchsorted(LENGTHS_S, truth.end - truth.start, side="right")
+    return Diagnosis(tiou, kind[judged], judged, taken_by >= 0, lengths)
+
+
+def diagnose_numpy(
+    truth: Instances, found: Instances, n_classes: int, tiou: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The specification: kind of each detection [N], -1 if not judged, and what takes each instance [G], -1 if missed."""
+    kind, taken_by = np.full(found.size, -1, np.int64), np.full(truth.size, -1, np.int64)
+    order = np.argsort(-found.score, kind="stable")
     for c in range(n_classes):
-        members = order[found.class_index[order] == c]
-        rank_in_class[members] = np.arange(len(members))
-    n_truth = np.bincount(truth.class_index, minlength=n_classes)
-    judged = order[rank_in_class[order] < n_truth[found.class_index[order]]]
-    kept = found.where(judged)
-    matched = average_precision(truth, kept, n_videos, n_classes, np.array([tiou]), want_matches=True).matched[0]
-    kind = np.array([_kind(truth, kept, i, int(matched[i]), tiou) for i in range(kept.size)], np.int64)
-    taken = np.zeros(truth.size, bool)
-    taken[matched[matched >= 0]] = True
-    return Diagnosis(tiou, kind, judged, taken, np.searchsorted(LENGTHS_S, truth.end - truth.start, side="right"))
-
-
-def _kind(truth: Instances, kept: Instances, i: int, matched: int, tiou: float) -> int:
-    if matched >= 0:
-        return KINDS.index("correct")
-    near = np.flatnonzero(truth.video == kept.video[i])
-    overlap = temporal_iou(kept.start[i], kept.end[i], truth.start[near], truth.end[near])
-    own = truth.class_index[near] == kept.class_index[i]
-    same, other = overlap[own].max(initial=0), overlap[~own].max(initial=0)
-    if same >= tiou:
-        return KINDS.index("double")
-    if other >= tiou:
-        return KINDS.index("wrong label")
-    if same >= LOW:
-        return KINDS.index("localisation")
-    return KINDS.index("confusion" if other >= LOW else "background")
+        for p in order[found.class_index[order] == c][: int((truth.class_index == c).sum())]:
+            near = np.flatnonzero(truth.video == found.video[p])
+            overlap = temporal_iou(found.start[p], found.end[p], truth.start[near], truth.end[near])
+            own = truth.class_index[near] == c
+            free = np.flatnonzero(own & (taken_by[near] < 0) & (overlap >= tiou))
+            same, other = overlap[own].max(initial=0), overlap[~own].max(initial=0)
+            if len(free):
+                best = free[np.argsort(overlap[free], kind="stable")[-1]]
+                taken_by[near[best]] = p
+                name = "correct"
+            elif same >= tiou:
+                name = "double"
+            elif other >= tiou:
+                name = "wrong label"
+            elif same >= LOW:
+                name = "localisation"
+            else:
+                name = "confusion" if other >= LOW else "background"
+            kind[p] = KINDS.index(name)
+    return kind, taken_by

@@ -103,7 +103,7 @@ def predicted_instances(
             if columns is None:
                 try:
                     items = json.loads(typed_json.plain(items))
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise DataError(name, f"results.{video}", "valid UTF-8 JSON", error) from None
         if columns is None and not isinstance(items, list):
             raise DataError(name, f"results.{video}", "a list of detections", type(items).__name__)

@@ -40,7 +40,7 @@ def read_file(path: str | Path) -> tuple[dict[str, Any], Any] | None:
     """Undecoded detections of each video, and the `ahlm` part; none where the general reader has to look."""
     try:
         content = _decode_file(Path(path).read_bytes())
-    except (OSError, ValueError, msgspec.DecodeError):
+    except (OSError, ValueError, RecursionError):
         return None
     return content.results, content.ahlm
 
@@ -49,7 +49,7 @@ def columns(video: Any) -> Columns | None:
     """Detections of one video; none where they are not what they should be, which the general reader explains."""
     try:
         items = _decode_video(video)
-    except (ValueError, msgspec.DecodeError):
+    except (ValueError, RecursionError):
         return None
     numbers = np.array([(*item.segment, item.score) for item in items], np.float64).reshape(-1, 3)
     if not np.isfinite(numbers).all():

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
+from ahlm.evaluation import average_precision as module
 from ahlm.evaluation.average_precision import Instances
 from ahlm.evaluation.diagnosis import KINDS, diagnose
 
@@ -11,7 +13,11 @@ def instances(rows: list[tuple[int, int, float, float, float]]) -> Instances:
     return Instances(video, c, start.astype(float), end.astype(float), score.astype(float))
 
 
-def test_one_of_each_kind() -> None:
+needs_core = pytest.mark.skipif(module.BACKEND != "c++", reason="the compiled core is absent")
+
+
+@pytest.mark.parametrize("backend", ["numpy", pytest.param("c++", marks=needs_core)])
+def test_one_of_each_kind(backend: str) -> None:
     truth = instances([(0, 0, 10.0 * i, 10.0 * i + 5, 0) for i in range(6)] + [(1, 1, 0, 5, 0), (1, 1, 50, 70, 0)])
     found = instances(
         [
@@ -24,7 +30,7 @@ def test_one_of_each_kind() -> None:
             (0, 0, 20, 25, 0.3),  # beyond the six best of its class: not judged
         ]
     )
-    result = diagnose(truth, found, 2, 2)
+    result = diagnose(truth, found, 2, 2, backend=backend)
     assert [KINDS[k] for k in result.kind] == list(KINDS)
     assert result.judged.tolist() == [0, 1, 2, 3, 4, 5]
     assert result.false_positives() == dict.fromkeys(KINDS, 1)
@@ -36,3 +42,31 @@ def test_nothing_found() -> None:
     truth = instances([(0, 0, 0, 5, 0)])
     nothing = truth.where(np.array([], np.int64))
     assert sum(diagnose(truth, nothing, 1, 1).false_positives().values()) == 0
+
+
+@needs_core
+def test_core_equals_numpy_and_the_average_precision() -> None:
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+
+        def some(n: int, rng: np.random.Generator = rng) -> Instances:
+            start = rng.integers(0, 12, n).astype(float)
+            end = start + rng.integers(0, 6, n)
+            return Instances(rng.integers(0, 4, n), rng.integers(0, 3, n), start, end, np.round(rng.random(n), 1))
+
+        truth, found = some(25), some(60)
+        core, numpy = (diagnose(truth, found, 4, 3, 0.4, backend=backend) for backend in ("c++", "numpy"))
+        for a, b in zip(core, numpy, strict=True):
+            np.testing.assert_array_equal(a, b)
+        judged = found.where(core.judged)
+        taken_by = module.average_precision(truth, judged, 4, 3, np.array([0.4])).taken_by[0]
+        np.testing.assert_array_equal(core.found, taken_by >= 0)
+        np.testing.assert_array_equal(np.flatnonzero(core.kind == 0), np.sort(taken_by[taken_by >= 0]))
+
+
+def test_refuses() -> None:
+    truth = instances([(0, 0, 0, 5, 0)])
+    with pytest.raises(ValueError, match="tiou must be in"):
+        diagnose(truth, truth, 1, 1, 0.1)
+    with pytest.raises(ValueError, match=r"predictions\.end must be finite"):
+        diagnose(truth, truth._replace(end=np.array([np.inf])), 1, 1)

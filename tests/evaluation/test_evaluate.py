@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from ahlm.errors import DataError
 from ahlm.evaluate import main
 from ahlm.evaluation import PROTOCOLS, evaluate
-from ahlm.evaluation.average_precision import BACKEND
+from ahlm.evaluation.average_precision import BACKEND, temporal_iou
 from ahlm.evaluation.boundaries import change_point_scores, matches, split_at_boundaries, true_boundaries
 from ahlm.evaluation.evaluate import read_ambiguous
 from ahlm.evaluation.predictions import read_database, select_subset, truth_instances
@@ -88,27 +89,112 @@ def test_stable_ties_stay_close_to_the_official_ones(real_data: Path) -> None:
     np.testing.assert_allclose(stable, official, atol=3e-4)
 
 
-def test_snippet_protocol_counts(real_data: Path) -> None:
+# protocol, file: videos, instances, predictions of CRNet's that count; what was left out; the averages
+PROTOCOL_FIGURES: dict[tuple[str, int], tuple[list[int], dict[str, int], list[float]]] = {
+    ("thumos14", 212): ([212, 3358, 19827], {}, [50.55, 32.63, 41.17]),
+    ("thumos14", 210): ([210, 3311, 19827], {}, [51.16, 33.05, 41.68]),
+    ("thumos14-210", 212): ([210, 3311, 19827], {}, [51.16, 33.05, 41.68]),
+    ("thumos14-210", 210): ([210, 3311, 19827], {}, [51.16, 33.05, 41.68]),
+    ("thumos14-0.9", 212): ([212, 3358, 19827], {}, [41.17, 32.46]),
+    ("thumos14-0.9", 210): ([210, 3311, 19827], {}, [41.68, 32.87]),
+    ("thumos14-snippet", 212): ([212, 3358, 19304], {"empty_instances": 17, "ambiguous": 523}, [51.11, 32.69, 41.53]),
+    ("thumos14-snippet-delu", 212): (
+        [212, 3358, 15423],
+        {"empty_instances": 17, "ambiguous": 523, "short": 3881},
+        [51.49, 32.98, 41.85],
+    ),
+    ("thumos14-snippet-unfiltered", 212): ([212, 3358, 19827], {"empty_instances": 17}, [49.90, 31.91, 40.55]),
+}
+
+
+@pytest.mark.parametrize(("protocol", "file"), PROTOCOL_FIGURES, ids=str)
+def test_protocols_on_the_real_ground_truth(real_data: Path, protocol: str, file: int) -> None:
     thumos = real_data / "thumos14"
-    name, database = read_database(thumos / "gt_212_videos.json")
-    database = select_subset(name, database, "test")
-    videos, classes, instances = truth_instances(name, database)
-    assert (len(videos), len(classes), instances.size) == (212, 20, 3358)
-    snippet_s = PROTOCOLS["thumos14-snippet"].snippet_s
-    assert snippet_s is not None
-    rounded = np.round(instances.end / snippet_s) - np.round(instances.start / snippet_s)
-    assert (rounded == 0).sum() == 17
-    assert len(read_ambiguous(thumos / "Ambiguous_test.txt", videos)) > 0
-    crnet = real_data / "predictions" / "thumos14_crnet.json"
-    plain = evaluate(thumos / "gt_212_videos.json", crnet, "thumos14-snippet")
-    filtered = evaluate(
-        thumos / "gt_212_videos.json", crnet, "thumos14-snippet", ambiguous=thumos / "Ambiguous_test.txt"
+    result = evaluate(
+        thumos / f"gt_{file}_videos.json", real_data / "predictions" / "thumos14_crnet.json", protocol=protocol
     )
-    # the table of docs/protocols.md
-    assert (plain.counts["predictions"], filtered.counts["predictions"]) == (15849, 15419)
-    assert percent(plain.mAP.values()) == [65.31, 59.69, 50.98, 42.34, 33.00, 22.59, 12.10]
-    assert percent(plain.average.values()) == [50.27, 32.20, 40.86]
-    assert percent(filtered.average.values()) == [51.49, 33.00, 41.86]
+    counts, left_out, averages = PROTOCOL_FIGURES[protocol, file]
+    assert [result.counts[name] for name in ("videos", "instances", "predictions")] == counts
+    there = {name: n for name, n in result.counts.items() if name in ("empty_instances", "ambiguous", "short")}
+    assert there == left_out
+    assert percent(result.average.values()) == averages  # the table of docs/protocols.md
+    assert result.counts["classes"] == 20
+
+
+def test_every_protocol_is_in_the_page_with_its_figures(real_data: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "protocols.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in page for name in PROTOCOLS)
+    for (protocol, file), (_, _, averages) in PROTOCOL_FIGURES.items():
+        line = next(line for line in page.splitlines() if line.startswith(f"| `{protocol}` | {file} "))
+        assert all(f"{value:.2f}" in line for value in averages), line
+
+
+def test_ground_truth_of_thumos14(real_data: Path) -> None:
+    """Rounding costs, and instances with two labels keep both."""
+    name, database = read_database(real_data / "thumos14" / "gt_212_videos.json")
+    videos, _, truth = truth_instances(name, select_subset(name, database, "test"))
+    assert len(read_ambiguous(real_data / "thumos14" / "Ambiguous_test.txt", videos)) == 96
+    start, end = (np.round(column * 25 / 16) * 16 / 25 for column in (truth.start, truth.end))
+    own = np.array(
+        [
+            temporal_iou(a, b, c, d)
+            for a, b, c, d in zip(start, end, truth.start[:, None], truth.end[:, None], strict=True)
+        ]
+    )
+    assert own.mean() == pytest.approx(0.877, abs=5e-4)
+    assert (own < 0.7).mean() == pytest.approx(0.074, abs=5e-4)
+    assert (own < 0.5).mean() == pytest.approx(0.014, abs=5e-4)
+    segments = Counter(zip(truth.video, truth.start, truth.end, strict=True))
+    assert sum(n == 2 for n in segments.values()) == 218
+
+
+def test_the_list_of_ambiguous_segments_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "gt.json"
+    path.write_text(json.dumps(truth()))
+    for ground_truth in (path, truth()):
+        with pytest.raises(DataError, match="protocol thumos14-snippet: expected THUMOS14's list"):
+            evaluate(ground_truth, predictions(), "thumos14-snippet")
+    (tmp_path / "Ambiguous_test.txt").write_text("a 9.0 9.5\n")
+    assert evaluate(path, predictions(), "thumos14-snippet").counts["ambiguous"] == 1
+    assert evaluate(path, predictions(), "thumos14-snippet-unfiltered").counts["predictions"] == 1
+
+
+def test_what_else_the_result_tells(real_data: Path) -> None:
+    result = evaluate(
+        real_data / "thumos14" / "gt_212_videos.json", real_data / "predictions" / "thumos14_crnet.json", "thumos14"
+    )
+    for tiou in PROTOCOLS["thumos14"].tious:
+        pairs = result.matches(tiou)
+        assert len({(m.video, m.label, *m.detection, m.score) for m in pairs}) <= len(pairs) <= 3358
+        for match in pairs[::50]:
+            assert temporal_iou(*match.detection, *map(np.array, match.instance)) >= tiou
+    # of the best detections judged at 0.5 and the instances that none of them takes
+    assert sum(result.errors.values()) - result.errors["missed"] <= 3358
+    assert result.errors["correct"] + result.errors["missed"] == 3358
+    assert len(result.matches(0.5)) >= result.errors["correct"]
+    assert list(result.recall.values()) == sorted(result.recall.values())
+    assert 0.9 < result.classification["mAP"] < result.classification["top1"] < result.classification["top3"] < 1
+    with pytest.raises(KeyError, match=r"tiou 0\.55 was not evaluated"):
+        result.matches(0.55)
+    twin = evaluate(
+        real_data / "thumos14" / "gt_212_videos.json",
+        real_data / "predictions" / "thumos14_stpn.json",
+        backend="numpy",
+    )
+    assert twin == evaluate(
+        real_data / "thumos14" / "gt_212_videos.json", real_data / "predictions" / "thumos14_stpn.json"
+    )
+
+
+def test_matches_by_hand() -> None:
+    result = evaluate(truth(), predictions())
+    assert result.matches(0.5) == [("a", "run", 0.5, (0.0, 10.0), (0.0, 10.0))]
+    assert result.errors == {
+        "correct": 1, "double": 0, "wrong label": 0, "localisation": 0, "confusion": 0, "background": 0, "missed": 1
+    }  # fmt: skip
+    assert result.recall == {"1": 0.5, "5": 0.5, "10": 0.5, "100": 0.5}
+    assert result.classification == {"mAP": 0.75, "top1": 0.5, "top3": 1.0}
+    assert "best detections at tIoU 0.5 (%)  correct 100.0" in str(result)
 
 
 def test_files_as_others_write_them() -> None:
