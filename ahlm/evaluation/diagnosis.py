@@ -84,7 +84,7 @@ def diagnose(
 def diagnose_numpy(
     truth: Instances, found: Instances, n_classes: int, tiou: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The specification: kind of each detection [N], -1 if not judged, and what takes each instance [G], -1 if missed."""
+    """The specification: kind of each detection [N], -1 if not judged; what takes each instance [G], -1 if missed."""
     kind, taken_by = np.full(found.size, -1, np.int64), np.full(truth.size, -1, np.int64)
     order = np.argsort(-found.score, kind="stable")
     for c in range(n_classes):

@@ -134,8 +134,8 @@ class Result:
             f"{c['missing_videos']} videos without any entry",
             "  ".join(name.rjust(width) for name, width in zip(names, widths, strict=True)),
             "  ".join(value.rjust(width) for value, width in zip(values, widths, strict=True)),
-            "average recall (%), tIoU 0.5:0.95  " + "  ".join(f"@{number} {100 * r:.2f}" for number, r in self.recall.items())
-            + "; video-level  " + "  ".join(f"{name} {100 * value:.2f}" for name, value in self.classification.items()),
+            f"average recall (%), tIoU 0.5:0.95  {_percent(self.recall, '@')}; video-level  "
+            f"{_percent(self.classification)}",
             "best detections at tIoU 0.5 (%)  "
             + "  ".join(f"{kind} {100 * n / judged:.1f}" for kind, n in self.errors.items() if kind != "missed")
             + f"; instances missed {100 * self.errors['missed'] / c['instances']:.1f}",
@@ -234,6 +234,10 @@ def evaluate(
         Pairs(videos, classes, truth_s, found_s, taken_by),
         None if extra is None else score_file(database, extra),
     )
+
+
+def _percent(values: dict[str, float], prefix: str = "") -> str:
+    return "  ".join(f"{prefix}{name} {100 * value:.2f}" for name, value in values.items())
 
 
 def _rules(protocol: str | Protocol, tious: Sequence[float] | None) -> Protocol:

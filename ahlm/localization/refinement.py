@@ -16,6 +16,7 @@ from ahlm.kernels.lcs import lcs_length_of_blocks
 Floats = NDArray[np.float32]
 BLOCK = 128  # rows of cosines held at a time, so that an hour-long segment needs no square matrix
 NEAR = 64  # snippets next to a change-point that are compared before all of them are
+EXACT = 4096  # cosines computed again in float64 at a time
 WIDE = 512  # a left side longer than this shares its cosines with the next change-points
 
 
@@ -30,8 +31,8 @@ def refine_change_points(
     goes from left to right with the merged segment, and is repeated until it deletes nothing. The video's first and
     last edge take part as A and C and are never deleted.
 
-    The answer is the same in every run on one machine; another BLAS may round a cosine that lies within 1e-6 of the
-    threshold to its other side.
+    The answer does not depend on the number of threads or on how the BLAS rounds: cosines too near the threshold for
+    float32 to tell are computed again in float64.
 
     Args:
         features: snippet features [n, F], any real dtype; a zero row has cosine 0 with everything.
@@ -45,7 +46,7 @@ def refine_change_points(
     if not config.enabled or not len(points):
         return points
     _check(features, points, config)
-    cosines = _Cosines(unit_features(features, centred=config.similarity == "centred"))
+    cosines = _Cosines(unit_features(features, centred=config.similarity == "centred"), config.cosine_threshold)
     edges = [0, *points.tolist(), len(features)]
     settled: set[tuple[int, int, int]] = set()  # triples that an earlier pass kept; a repeat would answer the same
     for _ in range(config.max_rounds):
@@ -91,8 +92,11 @@ def _redundant(cosines: _Cosines, left: int, middle: int, right: int, config: Re
 class _Cosines:
     """Cosines between the snippets of a video, computed where they are asked for."""
 
-    def __init__(self, unit: Floats) -> None:
+    def __init__(self, unit: Floats, threshold: float) -> None:
         self.unit = unit
+        self.threshold = np.float32(threshold)
+        # the bound of the rounding error of a float32 sum of products, in any order; rows of length 1
+        self.error = np.float32((unit.shape[1] + 2) * 2.0**-24)
         self._panel = np.empty((0, 0), np.float32)  # cosines of BLOCK snippets from `_row` with those from `_column`
         self._row = self._column = len(unit)
 
@@ -103,17 +107,26 @@ class _Cosines:
         short, long = self.unit[left:middle], self.unit[middle:right]
         if len(short) > len(long):
             short, long = long, short
-        if len(short) <= BLOCK:
-            return [short @ long.T]
-        return (short[i : i + BLOCK] @ long.T for i in range(0, len(short), BLOCK))
+        return (self._product(short[i : i + BLOCK], long) for i in range(0, len(short), BLOCK))
 
     def _from_panels(self, left: int, middle: int, right: int) -> Iterable[Floats]:
         """As `blocks`; a long left side meets many short right ones, and one product serves all within a panel."""
         for row in range(middle // BLOCK * BLOCK, right, BLOCK):
             if row != self._row or left < self._column:
                 self._row, self._column = row, left
-                self._panel = self.unit[row : row + BLOCK] @ self.unit[left : row + BLOCK].T
+                self._panel = self._product(self.unit[row : row + BLOCK], self.unit[left : row + BLOCK])
             yield self._panel[max(middle - row, 0) : right - row, left - self._column : middle - self._column]
+
+    def _product(self, rows: Floats, columns: Floats) -> Floats:
+        """Cosines; those that rounding could carry over the threshold stand clearly on the side where they belong."""
+        block: Floats = rows @ columns.T
+        unsure = np.flatnonzero((block >= self.threshold - self.error) & (block <= self.threshold + self.error))
+        for first in range(0, len(unsure), EXACT):
+            cells = unsure[first : first + EXACT]
+            i, j = np.divmod(cells, block.shape[1])
+            exact = (rows[i].astype(np.float64) * columns[j]).sum(axis=1)
+            block.reshape(-1)[cells] = np.where(exact > self.threshold, np.float32(2), np.float32(-2))
+        return block
 
 
 def unit_features(features: NDArray[Any], centred: bool) -> Floats:

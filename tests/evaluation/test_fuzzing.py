@@ -26,28 +26,20 @@ TRUTH = json.dumps(
         }
     }
 ).encode()
+RUN = [{"label": "run", "score": 0.5, "segment": [0, 9.5]}, {"label": "run", "score": "1e-3", "segment": [0, 1]}]
+JUMP = [{"label": "jüüp", "score": 1, "segment": [1, 4]}]
 FOUND = json.dumps(
-    {
-        "version": "é",
-        "results": {
-            "a": [{"label": "run", "score": 0.5, "segment": [0, 9.5]}, {"label": "run", "score": "1e-3", "segment": [0, 1]}],
-            "b": [{"label": "jüüp", "score": 1, "segment": [1, 4]}],
-            "c": [],
-        },
-        "external_data": {},
-    },
-    ensure_ascii=False,
-).encode()  # fmt: skip
+    {"version": "é", "results": {"a": RUN, "b": JUMP, "c": []}, "external_data": {}}, ensure_ascii=False
+).encode()
 TOKENS = [
-    b"NaN", b"Infinity", b"-Infinity", b"1e999", b"-0", b"1E+5", b"01", b"9" * 400, b"9" * 5000, b"0." + b"0" * 400 + b"1",
-    b"null", b"true", b"{}", b"[]", b"[" * 2000, b'{"a":' * 2000, b'"', b"\\", b"\\ud800", b"\\u0000", b"\x00", b"\xff",
-    b"\xed\xa0\x80", b"\xef\xbb\xbf", b",", b":", b"}", b"]", b" ", b'"a": [],', b'"score": 2,', b"1_0", b'" 7 "', b'"0x10"',
-    "٣".encode(), b"2.5e-324", b"1e308",
-]  # fmt: skip
-edits = st.lists(
-    st.tuples(st.floats(0, 1), st.sampled_from(["replace", "insert", "delete", "cut"]), st.sampled_from(TOKENS) | st.binary(min_size=1, max_size=3)),
-    max_size=4,
-)  # fmt: skip
+    *(b"NaN", b"Infinity", b"-Infinity", b"1e999", b"-0", b"1E+5", b"01", b"9" * 400, b"9" * 5000, b"2.5e-324"),
+    *(b"0." + b"0" * 400 + b"1", b"1_0", b'" 7 "', b'"0x10"', b"1e308", "٣".encode()),
+    *(b"null", b"true", b"{}", b"[]", b"[" * 2000, b'{"a":' * 2000, b'"', b"\\", b"\\ud800", b"\\u0000", b"\x00"),
+    *(b"\xff", b"\xed\xa0\x80", b"\xef\xbb\xbf", b",", b":", b"}", b"]", b" ", b'"a": [],', b'"score": 2,'),
+]
+KINDS = ["replace", "insert", "delete", "cut"]
+tokens = st.sampled_from(TOKENS) | st.binary(min_size=1, max_size=3)
+edits = st.lists(st.tuples(st.floats(0, 1), st.sampled_from(KINDS), tokens), max_size=4)
 
 
 def damaged(data: bytes, changes: list[tuple[float, str, bytes]]) -> bytes:
