@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ahlm.errors import DataError
-from ahlm.evaluation.protocols import PROTOCOLS  # light
+from ahlm.evaluation.protocols import PROTOCOLS
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,17 +1,13 @@
-"""The evaluator against a NumPy loop, the field's pandas style, and orjson; answers compared before any timing.
+"""The evaluator from arrays against a NumPy loop and the field's pandas style; answers compared before any timing.
 
 `pytest bench/bench_average_precision.py -s`; `AHLM_BENCH_FULL=1` runs the pandas style at ActivityNet's size (minutes).
 """
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -159,78 +155,3 @@ def test_from_arrays(benchmark: Any, record: Any, name: str, size: tuple[Any, ..
         figures |= {"pandas_style_s": taken, "ratio_to_pandas_style": taken / core[0]}
     # the goals (30 times the loop, 20 ms) are read off the record: a busy machine must not fail a benchmark
     record(f"average_precision_{name}", figures)
-
-
-# not ru_maxrss, which a process inherits from the one that started it
-PEAK = 'peak = 1024 * int(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0])'
-WITH_ORJSON = """
-import sys, time
-import numpy as np, orjson
-sys.path.insert(0, {bench!r})
-from bench_average_precision import ANET, Instances, numpy_loop
-start = time.perf_counter()
-database = orjson.loads(open({truth!r}, "rb").read())["database"]
-results = orjson.loads(open({found!r}, "rb").read())["results"]
-videos = {{v: i for i, v in enumerate(database)}}
-classes = {{}}
-rows = [[(videos[v], classes.setdefault(d["label"], len(classes)), *d["segment"], d.get("score", 0.0))
-         for v, items in source for d in items]
-        for source in (((v, e["annotations"]) for v, e in database.items()), results.items())]
-truth, found = (Instances(*(np.array(c) for c in zip(*r))) for r in rows)
-score = np.nanmean(numpy_loop(truth, found, len(classes), ANET[4]))
-taken = time.perf_counter() - start
-{peak}
-print(taken, peak, score)
-"""
-OURS = """
-import time
-from ahlm.evaluation import evaluate
-start = time.perf_counter()
-result = evaluate({truth!r}, {found!r}, "activitynet-1.3")
-taken = time.perf_counter() - start
-{peak}
-print(taken, peak, *result.average.values())
-"""
-
-
-def test_from_files(tmp_path: Path, record: Any) -> None:
-    """Each in a process of its own, imports not counted; memory is the process's peak, Python and NumPy included."""
-    pytest.importorskip("orjson")
-    if not Path("/proc/self/status").is_file():
-        pytest.skip("peak memory is read from /proc/self/status")
-    n_videos, n_classes, n_truth, n_found, _ = ANET
-    truth, found = case(n_videos, n_classes, n_truth, n_found)
-    database: dict[str, Any] = {f"v_{v:011d}": {"subset": "validation", "annotations": []} for v in range(n_videos)}
-    results: dict[str, Any] = {video: [] for video in database}
-    names = list(database)
-    for v, c, a, b, _s in zip(*(column.tolist() for column in truth), strict=True):
-        database[names[v]]["annotations"].append({"label": f"class number {c}", "segment": [a, b]})
-    for v, c, a, b, s in zip(*(column.tolist() for column in found), strict=True):
-        results[names[v]].append({"label": f"class number {c}", "score": s, "segment": [a, b]})
-    files = {"truth": str(tmp_path / "truth.json"), "found": str(tmp_path / "found.json")}
-    Path(files["truth"]).write_text(json.dumps({"database": database}))
-    Path(files["found"]).write_text(json.dumps({"results": results}))
-    size = Path(files["found"]).stat().st_size
-    measured = []
-    for code in (WITH_ORJSON, OURS):
-        code = code.format(**files, peak=PEAK, bench=str(Path(__file__).parent))
-        runs = [
-            [float(word) for word in subprocess.check_output([sys.executable, "-c", code], text=True).split()]
-            for _ in range(3)
-        ]
-        measured.append(min(runs))
-    (loop_s, loop_memory, expected), (our_s, our_memory, score) = measured
-    assert score == pytest.approx(expected, rel=1e-12)
-    record(
-        "average_precision_files",
-        {
-            "file_mb": size / 1e6,
-            "ours_s": our_s,
-            "orjson_and_numpy_loop_s": loop_s,
-            "ratio": loop_s / our_s,
-            "ours_peak_memory_over_file": our_memory / size,
-            "orjson_and_numpy_loop_peak_memory_over_file": loop_memory / size,
-        },
-    )
-    assert loop_s / our_s >= 3
-    assert our_memory <= 4 * size

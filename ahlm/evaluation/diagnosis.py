@@ -75,8 +75,8 @@ def diagnose(
         )  # fmt: skip
     else:
         kind, taken_by = diagnose_numpy(truth, found, n_classes, tiou)
-    order = np.argsort(-found.score, kind="stable")
-    judged = order[kind[order] >= 0]
+    judged = np.flatnonzero(kind >= 0)
+    judged = judged[np.argsort(-found.score[judged], kind="stable")]
     lengths = np.searchsorted(LENGTHS_S, truth.end - truth.start, side="right")
     return Diagnosis(tiou, kind[judged], judged, taken_by >= 0, lengths)
 

@@ -99,7 +99,7 @@ def predicted_instances(
         v = video_index.get(video)
         columns = None
         if typed_json is not None and isinstance(items, typed_json.Raw):
-            columns = typed_json.columns(items) if v is not None else None
+            columns = typed_json.columns(items, class_index) if v is not None else None
             if columns is None:
                 try:
                     items = json.loads(typed_json.plain(items))
@@ -113,17 +113,14 @@ def predicted_instances(
         if columns is None:
             rows = [_detection(name, f"results.{video}[{i}]", item) for i, item in enumerate(items)]
             labels, start, end, score = list(zip(*rows, strict=True)) if rows else ((), (), (), ())
-        else:
-            labels, start, end, score = columns
-        index = np.array([class_index.get(label, -1) for label in labels], np.int64)
-        part = Instances(
-            np.full(len(index), v, np.int64),
-            index,
-            *(np.array(column, np.float64) for column in (start, end, score)),
-        )
-        known = index >= 0
-        counts["unknown_labels"] += len(index) - int(known.sum())
-        parts.append(part.where(known))
+            index = np.array([class_index.get(label, -1) for label in labels], np.int64)
+            columns = (index, *(np.array(column, np.float64) for column in (start, end, score)))
+        part = Instances(np.full(len(columns[0]), v, np.int64), *columns)
+        unknown = part.class_index < 0
+        if unknown.any():
+            counts["unknown_labels"] += int(unknown.sum())
+            part = part.where(~unknown)
+        parts.append(part)
     found = Instances._make(map(np.concatenate, zip(*parts, strict=True))) if parts else _columns([])
     counts["predictions"] = found.size
     counts["missing_videos"] = len(

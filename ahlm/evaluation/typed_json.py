@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain, repeat
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,10 +29,13 @@ _decode_video = msgspec.json.Decoder(list[_Detection], strict=False).decode
 Raw = msgspec.Raw
 
 
-class Columns(NamedTuple):
-    """Detections of one video: labels, and start, end, score as [N] float64."""
+_label, _score, _segment = attrgetter("label"), attrgetter("score"), attrgetter("segment")
 
-    label: list[str]
+
+class Columns(NamedTuple):
+    """Detections of one video: class indices [N] int64, -1 of unknown labels; start, end, score [N] float64."""
+
+    class_index: NDArray[np.int64]
     start: NDArray[np.float64]
     end: NDArray[np.float64]
     score: NDArray[np.float64]
@@ -45,16 +50,19 @@ def read_file(path: str | Path) -> tuple[dict[str, Any], Any] | None:
     return content.results, content.ahlm
 
 
-def columns(video: Any) -> Columns | None:
+def columns(video: Any, class_index: dict[str, int]) -> Columns | None:
     """Detections of one video; none where they are not what they should be, which the general reader explains."""
     try:
         items = _decode_video(video)
     except (ValueError, RecursionError):
         return None
-    numbers = np.array([(*item.segment, item.score) for item in items], np.float64).reshape(-1, 3)
-    if not np.isfinite(numbers).all():
+    # iterators from end to end: no Python code runs for a detection
+    score = np.fromiter(map(_score, items), np.float64, len(items))
+    segment = np.fromiter(chain.from_iterable(map(_segment, items)), np.float64, 2 * len(items))
+    if not (np.isfinite(score).all() and np.isfinite(segment).all()):
         return None
-    return Columns([item.label for item in items], *numbers.T)
+    index = np.fromiter(map(class_index.get, map(_label, items), repeat(-1)), np.int64, len(items))
+    return Columns(index, segment[::2], segment[1::2], score)
 
 
 def plain(video: Any) -> bytes:
