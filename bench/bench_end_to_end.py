@@ -80,14 +80,20 @@ for v, items in enumerate(results.values()):
 columns = np.concatenate(parts)
 answer = columns[:, 4].sum()
 """
+
+
+def general(module: str) -> str:
+    """The program for a library that makes plain objects of the whole file."""
+    load = f"{module}.loads(open({{found!r}}, 'rb').read())"
+    return GENERAL.replace("{imports}", f"import {module}").replace("{load}", load)
+
+
 READERS = {
     "msgspec, typed (ours)": TYPED,
-    "orjson": GENERAL.replace("{imports}", "import orjson").replace("{load}", "orjson.loads(open({found!r}, 'rb').read())"),
-    "pysimdjson": GENERAL.replace("{imports}", "import simdjson").replace(
-        "{load}", "simdjson.loads(open({found!r}, 'rb').read())"
-    ),
-    "json": GENERAL.replace("{imports}", "import json").replace("{load}", "json.loads(open({found!r}, 'rb').read())"),
-}  # fmt: skip
+    "orjson": general("orjson"),
+    "pysimdjson": general("simdjson"),
+    "json": general("json"),
+}
 
 
 def write_files(folder: Path, name: str) -> dict[str, Any]:

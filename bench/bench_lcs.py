@@ -1,12 +1,16 @@
-"""The LCS kernel against list-based Python and a NumPy wavefront, and whole-video refinement passes.
+"""The LCS kernel against list-based Python and a NumPy wavefront, whole-video refinement passes, the JIT's first call.
 
-`pytest bench/bench_lcs.py`; the ratios of this run stand under `extra_info` of the JSON and are asserted.
+`pytest bench/bench_lcs.py -s`; `AHLM_BENCH_WRITE=1` writes the figures to `bench/results`.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,7 +77,7 @@ def similarity() -> np.ndarray:
 
 
 @pytest.mark.benchmark(group=f"LCS {LENGTH} x {LENGTH}, similarities given")
-def test_dynamic_programme(benchmark: Any, similarity: np.ndarray) -> None:
+def test_dynamic_programme(benchmark: Any, record: Any, similarity: np.ndarray) -> None:
     lines = similarity.tolist()
     expected = lcs_length_reference(similarity, THRESHOLD)
     assert 0 < expected < LENGTH
@@ -82,10 +86,15 @@ def test_dynamic_programme(benchmark: Any, similarity: np.ndarray) -> None:
     ours = best_s(lambda: lcs_length(similarity, THRESHOLD), 200)
     list_ratio = best_s(lambda: lcs_list(lines, THRESHOLD), 5) / ours
     wavefront_ratio = best_s(lambda: lcs_wavefront(similarity, THRESHOLD), 10) / ours
-    benchmark.extra_info.update(us=1e6 * ours, list_python_ratio=list_ratio, numpy_wavefront_ratio=wavefront_ratio)
-    print(f"\nLCS {LENGTH}: {1e6 * ours:.0f} us; list Python {list_ratio:.0f}x, NumPy wavefront {wavefront_ratio:.0f}x")
-    assert list_ratio >= 300
-    assert wavefront_ratio >= 10
+    record(
+        "lcs_dynamic_programme",
+        {
+            "length": LENGTH,
+            "us": 1e6 * ours,
+            "ratio_to_list_python": list_ratio,
+            "ratio_to_numpy_wavefront": wavefront_ratio,
+        },
+    )
 
 
 @pytest.mark.benchmark(group=f"cosines {LENGTH} x {LENGTH} x {DIM}, apart from the LCS")
@@ -109,14 +118,17 @@ def video(case: str) -> np.ndarray:
 
 @pytest.mark.benchmark(group=f"refinement of {N_SNIPPETS} snippets, {N_POINTS} change-points, {DIM} dimensions")
 @pytest.mark.parametrize("case", ["nothing merges", "everything merges", "20 states"])
-def test_whole_video(benchmark: Any, case: str) -> None:
+def test_whole_video(benchmark: Any, record: Any, case: str) -> None:
     features, config = video(case), RefinementConfig()
     rng = np.random.default_rng(3)
     points = np.sort(rng.choice(np.arange(1, N_SNIPPETS), N_POINTS, replace=False))
     kept = benchmark(refine_change_points, features, points, config)
     low, high = {"nothing merges": (N_POINTS, N_POINTS), "everything merges": (0, 0), "20 states": (100, 1500)}[case]
     assert low <= len(kept) <= high
-    assert best_s(lambda: refine_change_points(features, points, config), 3) < 1.0
+    # the goal, a second, is read off the record: a busy machine must not fail a benchmark
+    figures = {"snippets": N_SNIPPETS, "change_points": N_POINTS, "dimensions": DIM, "left": len(kept)}
+    seconds = best_s(lambda: refine_change_points(features, points, config), 3)
+    record(f"lcs_whole_video_{case.replace(' ', '_')}", {**figures, "s": seconds})
 
 
 @pytest.mark.benchmark(group="refinement of a video that plays twice, dimensions 256: the worst case")
@@ -132,3 +144,16 @@ def test_looped_video(benchmark: Any) -> None:
 def test_two_long_segments(benchmark: Any) -> None:
     features = video("nothing merges")
     assert len(benchmark(refine_change_points, features, np.array([N_SNIPPETS // 2]), RefinementConfig())) == 1
+
+
+def test_first_call(record: Any, tmp_path: Path) -> None:
+    """In a fresh process: nothing compiled yet, then with the cache of the process before."""
+    code = (
+        "import time; import numpy as np; from ahlm.kernels.lcs import lcs_length; start = time.perf_counter();"
+        "lcs_length(np.eye(9, dtype=np.float32), .5); print(time.perf_counter() - start)"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    cold, *warm = (
+        float(subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)) for _ in range(6)
+    )
+    record("lcs_first_call", {"compiling_s": cold, "cached_s": min(warm)})

@@ -16,9 +16,9 @@ from ahlm.evaluate import main
 from ahlm.evaluation import PROTOCOLS, evaluate
 from ahlm.evaluation.average_precision import BACKEND, temporal_iou
 from ahlm.evaluation.boundaries import change_point_scores, matches, split_at_boundaries, true_boundaries
-from ahlm.evaluation.scoring import read_ambiguous
 from ahlm.evaluation.predictions import read_database, select_subset, truth_instances
 from ahlm.evaluation.protocols import same_subset
+from ahlm.evaluation.scoring import read_ambiguous
 from ahlm.timeline import FeatureSpec
 
 # official algorithm, see the data sheet of the test data; percent, two decimals
