@@ -9,14 +9,24 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
+# each of `tests/sanitizers/NAME.cpp` with the sources it drives and what they need to compile
+DRIVERS = {
+    "evaluation": (["average_precision", "diagnosis", "ranking", "suppression"], []),
+    "scans": (
+        ["scan", "change_point_scan", "change_point_scan_kernel", "snippet_scan", "snippet_scan_kernel"],
+        ["-DAHLM_SCAN_PORTABLE", "-DAHLM_LEVEL=portable"],
+    ),
+}
 
 
-@pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
-def test_core_is_clean(sanitizers: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sanitizers", ["address,undefined", pytest.param("thread", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_core_is_clean(driver: str, sanitizers: str, tmp_path: Path) -> None:
     compiler = os.environ.get("CXX") or shutil.which("c++")
-    sources = [ROOT / "csrc" / f"{name}.cpp" for name in ("average_precision", "diagnosis", "ranking", "suppression")]
-    if not compiler or not sources[0].is_file():
+    names, defines = DRIVERS[driver]
+    sources = [str(ROOT / "csrc" / f"{name}.cpp") for name in names]
+    if not compiler or not Path(sources[0]).is_file():
         pytest.skip("no C++ compiler, or not in a checkout")
     flags = [compiler, "-std=c++17", "-O1", "-g", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-pthread"]
     probe = tmp_path / "probe.cpp"
@@ -25,7 +35,7 @@ def test_core_is_clean(sanitizers: str, tmp_path: Path) -> None:
     built = subprocess.run([*flags, str(probe), "-o", program], capture_output=True, text=True, check=False)
     if built.returncode or subprocess.run([program], capture_output=True, check=False).returncode:
         pytest.skip(f"{compiler} has no working -fsanitize={sanitizers}: {built.stderr.strip()[-200:]}")
-    driver = Path(__file__).with_name("sanitizer_driver.cpp")
-    subprocess.run([*flags, f"-I{ROOT / 'csrc'}", *map(str, sources), str(driver), "-o", program], check=True)
+    sources.append(str(Path(__file__).parent / "sanitizers" / f"{driver}.cpp"))
+    subprocess.run([*flags, *defines, f"-I{ROOT / 'csrc'}", *sources, "-o", program], check=True)
     done = subprocess.run([program], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
