@@ -219,7 +219,7 @@ class Config:
         detector_weight: lambda of `L = L_EFC + lambda L_DFC`.
         refinement: the LCS step.
         localization: from change-points and CAS to detections.
-        protocol: evaluation protocol.
+        protocol: evaluation protocol, one of those that need no list of ambiguous segments.
         seed: seed of everything random.
         save_every: steps between saved states, which are also scored where there is a validation split.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -233,7 +233,9 @@ class Config:
     detector_weight: float = 1.0
     refinement: RefinementConfig = field(default_factory=RefinementConfig)
     localization: LocalizationConfig = field(default_factory=LocalizationConfig)
-    protocol: Literal["thumos14", "thumos14-snippet", "activitynet-1.3"] = "thumos14"
+    protocol: Literal["thumos14", "thumos14-210", "thumos14-0.9", "thumos14-snippet-unfiltered", "activitynet-1.3"] = (
+        "thumos14"
+    )
     seed: int = 0
     save_every: int = 200
     device: str = "auto"
