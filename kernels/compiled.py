@@ -1,17 +1,21 @@
-"""The compiled scans, where the installation has them, and which backend a call takes."""
+"""Which implementation of the scans a call takes: compiled for the CPU, for the GPU, or the reference."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-BACKENDS = ("auto", "reference", "cpu")
+from .self_check import is_trusted
+
+BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
+PRECISIONS = ("fp32", "fp16")
 
 try:
     _core: Any = importlib.import_module("ahlm._core")
@@ -21,37 +25,82 @@ except ImportError:  # installed without a C++ compiler
 core: Any = _core if hasattr(_core, "change_point_scan") else None
 
 
-def choose_backend(backend: str, tensor: Tensor) -> str:
-    """`reference` or `op`, for a scan whose streams are like `tensor`.
+def choose_backend(backend: str, precision: str, tensor: Tensor) -> str:
+    """What a scan whose streams are like `tensor` should run: `reference`, or what the custom op is asked for.
 
-    `auto` is what AHLM_BACKEND says, else the custom op, which runs the compiled scan on float32 CPU tensors where
-    there is one and the reference loops elsewhere. `cpu` insists on the compiled scan.
+    `auto` is what AHLM_BACKEND says, else the first of `candidates` that is trusted. Another name insists, and on a
+    GPU is not checked against the reference first.
 
     Raises:
-        ValueError: an unknown backend, or `cpu` where the compiled scan is missing or cannot take the tensor.
+        ValueError: an unknown backend or precision, or a backend that is missing or cannot take the tensor.
     """
-    source = "backend"
+    source, wanted = "backend", backend
     if backend == "auto" and os.environ.get("AHLM_BACKEND"):
-        source, backend = "AHLM_BACKEND", os.environ["AHLM_BACKEND"]
-    if backend not in BACKENDS:
-        raise ValueError(f"{source} must be auto or one of {', '.join(BACKENDS[1:])}, got {backend}")
-    if backend == "cpu":
-        if core is None:
-            raise ValueError(f"{source}=cpu needs the compiled scans, and this installation has none; use reference")
-        if not runs_compiled(tensor):
-            raise ValueError(f"{source}=cpu takes float32 tensors on the CPU, got {tensor.dtype} on {tensor.device}")
-    return "reference" if backend == "reference" else "op"
+        source, wanted = "AHLM_BACKEND", os.environ["AHLM_BACKEND"]
+    if wanted not in BACKENDS:
+        raise ValueError(f"{source} must be auto or one of {', '.join(BACKENDS[1:])}, got {wanted}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision}")
+    if wanted in ("auto", "reference"):
+        return wanted
+    obstacle = why_not(wanted, tensor)
+    if obstacle:
+        raise ValueError(f"{source}={wanted} {obstacle}")
+    return backend
 
 
-def runs_compiled(tensor: Tensor) -> bool:
-    """Whether the op runs the compiled scan for streams like `tensor`."""
-    return core is not None and tensor.device.type == "cpu" and tensor.dtype == torch.float32
+def why_not(kernel: str, tensor: Tensor) -> str | None:
+    """What keeps a kernel from running streams like `tensor`; none: nothing."""
+    device = tensor.device.type
+    if kernel == "cpu" and core is None:
+        return "needs the compiled scans, and this installation has none; use reference"
+    if kernel == "triton" and importlib.util.find_spec("triton") is None:
+        return "needs Triton, and this installation has none: pip install triton, or use reference"
+    if kernel == "cuda" and importlib.util.find_spec(".change_point_scan.fused_cuda", __package__) is None:
+        return "needs the CUDA kernels, and this installation has none; use triton or reference"
+    fits = device == ("cpu" if kernel == "cpu" else "cuda")
+    if kernel == "triton" and device == "cpu":
+        fits = os.environ.get("TRITON_INTERPRET") == "1"
+    if not fits or tensor.dtype != torch.float32:
+        place = "the CPU" if kernel == "cpu" else "a GPU"
+        return f"takes float32 tensors on {place}, got {tensor.dtype} on {tensor.device}"
+    return None
+
+
+def candidates(tensor: Tensor) -> tuple[str, ...]:
+    """Kernels that `auto` tries before the reference; the CUDA kernels only where AHLM_BACKEND asks for them."""
+    wanted = os.environ.get("AHLM_BACKEND") or "auto"
+    by_default = ("triton",) if tensor.device.type == "cuda" else ("cpu",)
+    chains = {"reference": (), "cpu": ("cpu",), "triton": ("triton",), "cuda": ("cuda", "triton")}
+    return tuple(kernel for kernel in chains.get(wanted, by_default) if why_not(kernel, tensor) is None)
+
+
+def resolve(request: str, tensor: Tensor, subject: str, mismatch: Callable[[str], str | None]) -> str:
+    """The implementation that the op runs.
+
+    Args:
+        request: what `choose_backend` returned.
+        tensor: a stream.
+        subject: what is compiled for this call: the scan, its reading, sizes and precision.
+        mismatch: tries a kernel on this device and says how it differs from the reference; none: it does not.
+    """
+    if request != "auto":
+        return request
+    for kernel in candidates(tensor):
+        if kernel == "cpu" or is_trusted(kernel, subject, tensor.device, lambda kernel=kernel: mismatch(kernel)):  # type: ignore[misc]
+            return kernel
+    return "reference"
+
+
+def gpu_module(kernel: str, scan: str) -> Any:
+    """The module of a GPU kernel: `forward` and `backward` with the arguments of the reference, and the precision."""
+    return importlib.import_module(f".{scan}.fused_{kernel}", __package__)
 
 
 def default_backend(device: str) -> str:
-    """The implementation that `backend="auto"` takes for float32 tensors on a device."""
-    chosen = choose_backend("auto", torch.empty(0, device="cpu" if device == "cpu" else "meta"))
-    return "cpu" if chosen == "op" and device == "cpu" and core is not None else "reference"
+    """The implementation that `backend="auto"` tries first for float32 tensors on a device."""
+    choose_backend("auto", "fp32", torch.empty(0, device=device))
+    return (*candidates(torch.empty(0, device=device)), "reference")[0]
 
 
 def instruction_sets() -> tuple[str, ...]:
@@ -93,6 +142,6 @@ def check_lengths(lengths: Tensor, n_snippets: int) -> None:
     Raises:
         ValueError: one is not.
     """
-    low, high = int(lengths.min()), int(lengths.max())
+    low, high = torch.stack(lengths.aminmax()).tolist()
     if low < 1 or high > n_snippets:
         raise ValueError(f"lengths must be in [1, {n_snippets}], got {low} to {high}")

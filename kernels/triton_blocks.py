@@ -34,8 +34,8 @@ class Launch(NamedTuple):
 
 
 # tensor cores want 16 rows; in fp32 every row costs. Chosen by registers and spills, untimed: see bench/resources.py
-FORWARD = {"fp32": Launch(4, 64, 16, 4), "fp16": Launch(16, 64, 32, 4)}
-REVERSE = {"fp32": Launch(4, 64, 16, 4), "fp16": Launch(16, 64, 32, 4)}
+FORWARD = {"fp32": Launch(4, 64, 16, 8), "fp16": Launch(16, 64, 64, 8)}
+REVERSE = {"fp32": Launch(4, 64, 16, 8), "fp16": Launch(16, 64, 32, 8)}
 
 # fp16's smallest numbers are too large for gradients; tf32 rounds as much and keeps fp32's range
 REVERSE_PRODUCTS = {"fp32": "ieee", "fp16": "tf32"}

@@ -22,6 +22,7 @@ def change_point_scan(
     lengths: Tensor | None = None,
     forced_changes: Tensor | None = None,
     backend: str = "auto",
+    precision: str = "fp32",
 ) -> ScanOutput:
     """Detect change-points along each sequence and return the latent path (eqs. 4-8).
 
@@ -37,7 +38,10 @@ def change_point_scan(
         lengths: real snippets of each sequence (B,), at least 1; none: all T. Nothing past them is read.
         forced_changes: (B, T) bool; they decide instead of eq. 7 and of `refractory`. Column 0 is ignored.
         backend: `reference` is the loop that states the equations, differentiated by autograd; `cpu` the compiled
-            scan (float32, on as many threads as `torch.get_num_threads()`); `auto` the latter where it can run.
+            scan (float32, on as many threads as `torch.get_num_threads()`); `triton` and `cuda` run float32 on an
+            NVIDIA GPU; `auto` the one that fits, on a GPU only after it agreed with the reference on that card.
+        precision: `fp32`, or `fp16` to let a GPU kernel multiply in half precision, which moves some change-points;
+            states, KLs and the test stay in float32, and what runs on the CPU does anyway.
 
     Returns:
         Change-points, KLs in nats, latents, beliefs and states; see `ScanOutput`. Gradients flow through both sides
@@ -66,10 +70,13 @@ def change_point_scan(
     if lengths is None:
         lengths = torch.full((batch,), n_snippets, device=streams.start.device)
     _check(streams, weights, rules, noise, lengths, forced_changes)
-    if choose_backend(backend, streams.start) == "op":
-        return scan_op(streams, weights, rules, noise, lengths, forced_changes)
-    check_lengths(lengths, n_snippets)
-    return scan_reference(streams, weights, rules, noise, lengths, forced_changes)
+    request = choose_backend(backend, precision, streams.start)
+    # autocast would multiply in 16 bits within the loop, and the test of eq. 7 would flip
+    with torch.autocast(streams.start.device.type, enabled=False):
+        if request != "reference":
+            return scan_op(streams, weights, rules, noise, lengths, forced_changes, request, precision)
+        check_lengths(lengths, n_snippets)
+        return scan_reference(streams, weights, rules, noise, lengths, forced_changes)
 
 
 def _check(

@@ -7,12 +7,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..compiled import array, check_lengths, core, runs_compiled
+from ..compiled import array, check_lengths, core, gpu_module, resolve
+from .check import mismatch
 from .reference import scan_reference
 from .reference_backward import scan_reference_backward
 from .types import ScanOutput, ScanRules, ScanStreams, ScanWeights
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+SCAN = "change_point_scan"
 N_TENSORS = len(ScanStreams._fields) + len(ScanWeights._fields) + 3  # and noise, lengths, forced_changes
 N_DIFFERENTIABLE = N_TENSORS - 3
 
@@ -24,11 +26,13 @@ def scan_op(
     noise: Tensor | None,
     lengths: Tensor,
     forced_changes: Tensor | None,
+    backend: str,
+    precision: str,
 ) -> ScanOutput:
     """`change_point_scan` through the op; arguments as checked there."""
     tensors = (None if tensor is None else tensor.contiguous() for tensor in (*streams, *weights, noise))
     forced = None if forced_changes is None else forced_changes.contiguous()
-    *floats, change_points = _scan(*tensors, lengths.contiguous(), forced, *_flat(rules))
+    *floats, change_points = _scan(*tensors, lengths.contiguous(), forced, *_flat(rules), backend, precision)
     return ScanOutput(change_points, *floats)
 
 
@@ -75,6 +79,8 @@ def _scan(
     beta0: float,
     beta_low: float,
     beta_high: float,
+    backend: str,
+    precision: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     flat = (static_belief, change_prior, evidence, belief_weight, evidence_weight, refractory, reset)
     rules = _rules((*flat, alpha, alpha_down, beta0, beta_low, beta_high))
@@ -82,8 +88,12 @@ def _scan(
     state_weights = (prior_state, prior_bias, posterior_state)
     weights = ScanWeights(gru_input, gru_state, gru_input_bias, gru_state_bias, *state_weights, initial_state)
     check_lengths(lengths, start.shape[1])
-    if not runs_compiled(start):
+    kernel = _kernel(backend, precision, rules, start, initial_state)
+    if kernel == "reference":
         return _floats_first(scan_reference(streams, weights, rules, noise, lengths, forced_changes))
+    if kernel != "cpu":
+        forward = gpu_module(kernel, SCAN).forward
+        return _floats_first(forward(streams, weights, rules, noise, lengths, forced_changes, precision))
     output = _empty(start, initial_state)
     core.change_point_scan(
         [array(tensor) for tensor in (*streams, *weights, noise, lengths, forced_changes)],
@@ -92,6 +102,17 @@ def _scan(
         torch.get_num_threads(),
     )
     return _floats_first(output)
+
+
+def _kernel(backend: str, precision: str, rules: ScanRules, start: Tensor, initial_state: Tensor) -> str:
+    """The implementation of one call, the same forward and backward."""
+    latent, state = start.shape[2] // 2, initial_state.shape[0]
+    subject = f"{SCAN} {'-'.join(rules[:3])} reset={rules.reset} Z={latent} H={state} {precision}"
+
+    def differs(kernel: str) -> str | None:
+        return mismatch(gpu_module(kernel, SCAN), rules, latent, state, precision, start.device)
+
+    return resolve(backend, start, subject, differs)
 
 
 def _empty(start: Tensor, initial_state: Tensor) -> ScanOutput:
@@ -131,16 +152,21 @@ def _scan_backward(
     belief_weight: float,
     evidence_weight: float,
     reset: bool,
+    backend: str,
+    precision: str,
 ) -> list[Tensor]:
     rules = ScanRules(static_belief, change_prior, evidence, belief_weight, evidence_weight, reset=reset)  # type: ignore[arg-type]
     streams = ScanStreams(start, prior, posterior)
     state_weights = (prior_state, prior_bias, posterior_state)
     weights = ScanWeights(gru_input, gru_state, gru_input_bias, gru_state_bias, *state_weights, initial_state)
     output = ScanOutput._make((outputs[-1], *outputs[:-1]))
-    if not runs_compiled(start):
-        results = scan_reference_backward(
-            ScanOutput(output.change_points, *gradients), output, streams, weights, rules, noise, lengths
-        )
+    kernel = _kernel(backend, precision, rules, start, initial_state)
+    if kernel != "cpu":
+        arguments = (ScanOutput(output.change_points, *gradients), output, streams, weights, rules, noise, lengths)
+        if kernel == "reference":
+            results = scan_reference_backward(*arguments)
+        else:
+            results = gpu_module(kernel, SCAN).backward(*arguments, precision)
         return [tensor for group in results for tensor in group if tensor is not None]
     present = [tensor for tensor in (*streams, *weights) if tensor is not None]
     found = [torch.empty_like(tensor) for tensor in present]
@@ -165,7 +191,7 @@ def _(gradients: list[Tensor], outputs: list[Tensor], *inputs: Any) -> list[Tens
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     tensors = inputs[: N_TENSORS - 1]  # forced_changes show in the change-points
     ctx.absent = [tensor is None for tensor in tensors]
-    ctx.rules = _rules(inputs[N_TENSORS:])
+    ctx.rules, ctx.kernel = _rules(inputs[N_TENSORS:-2]), inputs[-2:]
     ctx.save_for_backward(*(tensor for tensor in tensors if tensor is not None), *output)
     ctx.mark_non_differentiable(output[-1])
 
@@ -178,9 +204,9 @@ def _backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
     rules: ScanRules = ctx.rules
     reading = (*rules[:3], rules.belief_weight, rules.evidence_weight, rules.reset)
     contiguous = [gradient.contiguous() for gradient in gradients[:-1]]
-    found = iter(_scan_backward(contiguous, outputs, *tensors, *reading))
+    found = iter(_scan_backward(contiguous, outputs, *tensors, *reading, *ctx.kernel))
     returned = [None if absent else next(found) for absent in ctx.absent[:N_DIFFERENTIABLE]]
-    n_rest = 3 + len(ScanRules._fields) + 1  # noise, lengths, forced_changes, and the rules laid flat
+    n_rest = 3 + len(ScanRules._fields) + 1 + 2  # noise, lengths, forced_changes, the rules laid flat, the kernel
     return (*cast(list[Tensor | None], returned), *[None] * n_rest)
 
 

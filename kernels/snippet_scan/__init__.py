@@ -22,6 +22,7 @@ def snippet_scan(
     change_points: Tensor,
     lengths: Tensor | None = None,
     backend: str = "auto",
+    precision: str = "fp32",
 ) -> SnippetOutput:
     """Latent path of level 1: a GRU that runs every snippet and starts afresh right after each change-point.
 
@@ -33,6 +34,7 @@ def snippet_scan(
         change_points: (B, T) bool.
         lengths: real snippets of each sequence (B,), at least 1; none: all. Nothing past them is read.
         backend: as for `change_point_scan`.
+        precision: likewise.
 
     Returns:
         KL(Q1 || P1) in nats (B, T), latent (B, T, Z), state (B, T, H); zeros at padded snippets.
@@ -66,7 +68,10 @@ def snippet_scan(
         dtype = {"lengths": torch.int64, "change_points": torch.bool}.get(name, prior_stream.dtype)
         if tensor.dtype != dtype:
             raise ValueError(f"{name} must be {dtype}, got {tensor.dtype}")
-    if choose_backend(backend, prior_stream) == "op":
-        return snippet_scan_op(prior_stream, posterior_stream, weights, noise, change_points, lengths)
-    check_lengths(lengths, n_snippets)
-    return snippet_scan_reference(prior_stream, posterior_stream, weights, noise, change_points, lengths)
+    request = choose_backend(backend, precision, prior_stream)
+    arguments = (prior_stream, posterior_stream, weights, noise, change_points, lengths)
+    with torch.autocast(prior_stream.device.type, enabled=False):
+        if request != "reference":
+            return snippet_scan_op(*arguments, request, precision)
+        check_lengths(lengths, n_snippets)
+        return snippet_scan_reference(*arguments)

@@ -121,7 +121,7 @@ def test_registration(rules: ScanRules, dtype: torch.dtype, requires_grad: bool)
     tensors = [
         t if t is None else t.detach().requires_grad_(requires_grad) for t in (*inputs["streams"], *inputs["weights"])
     ]
-    arguments = (*tensors, inputs["noise"], torch.tensor([12, 5, 1]), None, *op._flat(rules))
+    arguments = (*tensors, inputs["noise"], torch.tensor([12, 5, 1]), None, *op._flat(rules), "auto", "fp32")
     torch.library.opcheck(torch.ops.ahlm.change_point_scan.default, arguments)
 
 

@@ -100,7 +100,7 @@ def test_backward_by_hand_equals_autograd() -> None:
 def test_registration(dtype: torch.dtype, requires_grad: bool) -> None:
     prior, posterior, weights, noise, change_points = case()
     floats = [t.detach().to(dtype).requires_grad_(requires_grad) for t in (prior, posterior, *weights)]
-    arguments = (*floats, noise.to(dtype), change_points, torch.tensor([8, 3, 1]))
+    arguments = (*floats, noise.to(dtype), change_points, torch.tensor([8, 3, 1]), "auto", "fp32")
     torch.library.opcheck(torch.ops.ahlm.snippet_scan.default, arguments)
 
 

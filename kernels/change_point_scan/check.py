@@ -1,0 +1,105 @@
+"""Whether a kernel agrees with the reference on small seeded inputs of a given size."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..self_check import TOLERANCE, difference
+from .reference import scan_reference
+from .reference_backward import scan_reference_backward
+from .types import ScanOutput, ScanRules, ScanStreams, ScanWeights
+
+N_SNIPPETS, LENGTHS = 12, (12, 12, 7, 2, 1)
+
+Tensors = TypeVar("Tensors", ScanStreams, ScanWeights, ScanOutput)
+
+
+def seeded_inputs(rules: ScanRules, latent: int, state: int) -> tuple[ScanStreams, ScanWeights, Tensor, Tensor]:
+    """Streams, weights, noise and lengths (float64, on the CPU) that the rules ask for."""
+    generator = torch.Generator().manual_seed(0)
+    batch, uses_prior = len(LENGTHS), rules.static_belief == "prior" or rules.change_prior == "full"
+    transition = rules.evidence == "transition"
+
+    def draw(*shape: int, scale: float = 1.0) -> Tensor:
+        return scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    small = state**-0.5
+    streams = ScanStreams(
+        draw(batch, N_SNIPPETS, 2 * latent),
+        draw(batch, N_SNIPPETS, 2 * latent) if uses_prior else None,
+        draw(batch, N_SNIPPETS, 2 * latent) if transition else None,
+    )
+    weights = ScanWeights(
+        draw(3 * state, latent, scale=small),
+        draw(3 * state, state, scale=small),
+        draw(3 * state, scale=0.1),
+        draw(3 * state, scale=0.1),
+        draw(2 * latent, state, scale=small) if uses_prior or rules.change_prior == "state" else None,
+        draw(2 * latent) if rules.change_prior != "full" else None,
+        draw(2 * latent, state, scale=small) if transition else None,
+        draw(state),
+    )
+    return streams, weights, draw(batch, N_SNIPPETS, latent), torch.tensor(LENGTHS)
+
+
+def mismatch(
+    kernel: Any, rules: ScanRules, latent: int, state: int, precision: str, device: torch.device
+) -> str | None:
+    """How a kernel differs from the float64 reference, forward or backward; none: it does not.
+
+    The reference is given the kernel's change-points, and its own KLs then say which of them eqs. 7-8 allow: a
+    difference of the last bits cannot turn into a different path.
+
+    Args:
+        kernel: has `forward` and `backward`, as `fused_triton`.
+        rules: the reading.
+        latent: Z.
+        state: H.
+        precision: of the kernel's products.
+        device: where it runs.
+    """
+    streams, weights, noise, lengths = seeded_inputs(rules, latent, state)
+
+    def moved(group: Tensors) -> Tensors:
+        """In the kernel's type, on its device."""
+        return type(group)._make(
+            None if t is None else t.to(device, torch.float32 if t.is_floating_point() else t.dtype) for t in group
+        )
+
+    arguments = (moved(streams), moved(weights), rules, noise.to(device, torch.float32), lengths.to(device))
+    output = kernel.forward(*arguments, None, precision)
+    change_points = output.change_points.cpu()
+    expected = scan_reference(streams, weights, rules, noise, lengths, change_points)
+    if not torch.equal(change_points, expected.change_points):
+        return "change-points at the first snippet or past a video's end"
+    if wrong := wrong_decisions(expected, rules, lengths, TOLERANCE[precision]):
+        return f"{wrong} change-points contradict eq. 7"
+    if wrong_result := difference(output._fields, output, expected, precision):
+        return wrong_result
+    generator = torch.Generator().manual_seed(1)
+    floats = (torch.randn(t.shape, generator=generator, dtype=torch.float64) for t in expected[1:])
+    gradients = ScanOutput(change_points, *floats)
+    found = kernel.backward(moved(gradients), output, *arguments, precision)
+    by_reference = scan_reference_backward(gradients, expected, streams, weights, rules, noise, lengths)
+    names = (f"the gradient of {name}" for name in (*streams._fields, *weights._fields))
+    return difference(names, (*found[0], *found[1]), (*by_reference[0], *by_reference[1]), precision)
+
+
+def wrong_decisions(output: ScanOutput, rules: ScanRules, lengths: Tensor, tolerance: float) -> int:
+    """Decisions of a scan that its KLs contradict by more than `tolerance` of either side of eq. 7."""
+    batch, n_snippets = output.change_points.shape
+    beta, waiting, wrong = output.kl_static.new_full((batch,), rules.beta0), torch.zeros(batch, dtype=torch.int64), 0
+    down = rules.alpha if rules.alpha_down is None else rules.alpha_down
+    for t in range(1, n_snippets):
+        changed, threshold = output.change_points[:, t], beta * output.kl_change[:, t]
+        excess = output.kl_static[:, t] - threshold
+        unclear = excess.abs() <= tolerance * (output.kl_static[:, t] + threshold)
+        tested = waiting == 0
+        decided = torch.where(tested & unclear, changed, tested & (excess > 0))
+        wrong += int(((decided != changed) & (t < lengths)).sum())
+        beta = torch.where(tested, (beta + torch.where(changed, rules.alpha, -down)).clamp(*rules.beta_range), beta)
+        waiting = torch.where(changed, rules.refractory, (waiting - 1).clamp(min=0))
+    return wrong

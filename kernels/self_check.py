@@ -1,0 +1,129 @@
+"""A GPU kernel is trusted on a card once it has agreed with the reference there; the verdict is kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# errors allowed, in units of each result's largest value; in the interpreter kernels are 50 times better
+TOLERANCE = {"fp32": 1e-4, "fp16": 3e-2}
+
+_verdicts: dict[tuple[str, str, str], bool] = {}
+
+
+def cache_folder() -> Path:
+    """Where verdicts are kept: under AHLM_CACHE, XDG_CACHE_HOME or ~/.cache."""
+    cache = os.environ.get("AHLM_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "ahlm" / "self_check"
+
+
+def is_trusted(kernel: str, subject: str, device: torch.device, mismatch: Callable[[], str | None]) -> bool:
+    """Whether a kernel may run; the first use on a device tries it.
+
+    Args:
+        kernel: its name, `triton` or `cuda`.
+        subject: what is compiled for the call.
+        device: where it runs.
+        mismatch: runs the kernel beside the reference and says how they differ; none: they agree.
+
+    A kernel that differs, or that raises, is refused with one warning, and again in every later process until
+    something of the verdict's facts changes.
+    """
+    here = (kernel, subject, str(device))
+    if here not in _verdicts:
+        reason = _reason(kernel, subject, device, mismatch)
+        _verdicts[here] = not reason
+        if reason:
+            warnings.warn(f"the {kernel} kernel is off on {device} ({subject}): {reason}", RuntimeWarning, stacklevel=2)
+    return _verdicts[here]
+
+
+def _reason(kernel: str, subject: str, device: torch.device, mismatch: Callable[[], str | None]) -> str:
+    """Why a kernel is refused, from disk or by trying it; empty: it is not."""
+    known = facts(kernel, subject, device)
+    path = cache_folder() / (hashlib.sha256(json.dumps(known).encode()).hexdigest() + ".json")
+    try:
+        kept = json.loads(path.read_text())
+        if kept["facts"] == known and isinstance(kept["reason"], str):
+            return kept["reason"] and f"{kept['reason']} (delete {path} to try again)"
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # no verdict, or no file that holds one: try
+    # a kernel that takes the process with it is refused the next time
+    _keep(path, {"facts": known, "reason": "an earlier check did not come to an end"})
+    try:
+        reason = mismatch() or ""
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+    except BaseException:  # Ctrl-C says nothing about the kernel
+        path.unlink(missing_ok=True)
+        raise
+    _keep(path, {"facts": known, "reason": reason})
+    return reason
+
+
+def facts(kernel: str, subject: str, device: torch.device) -> dict[str, Any]:
+    """What a verdict holds for: card, driver, versions and the kernels' source."""
+    card, driver = "none", "none"
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        card = f"{properties.name} sm_{properties.major}{properties.minor}"
+        version = Path("/proc/driver/nvidia/version")
+        driver = version.read_text().split("\n")[0] if version.is_file() else "unknown"
+    try:
+        triton = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        triton = "none"
+    source = hashlib.sha256()
+    here = Path(__file__).parent
+    compiled = sorted(here.parent.glob("*.so")) if kernel == "cuda" else []
+    for file in (*sorted(here.rglob("*.py")), *compiled):
+        source.update(file.read_bytes())
+    return {
+        "kernel": kernel,
+        "subject": subject,
+        "card": card,
+        "driver": driver,
+        "torch": torch.__version__,
+        "triton": triton,
+        "source": source.hexdigest(),
+    }
+
+
+def _keep(path: Path, verdict: dict[str, Any]) -> None:
+    """Write a verdict whole or not at all; a cache that cannot be written costs only the next check."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            json.dump(verdict, file)
+        os.replace(file.name, path)
+    except OSError:
+        pass
+
+
+def difference(names: Iterable[str], found: Iterable[Any], expected: Iterable[Any], precision: str) -> str | None:
+    """The worst result of a kernel, in units of its largest value, where that is more than is allowed.
+
+    Args:
+        names: of the results.
+        found: tensors of the kernel.
+        expected: of the reference; none where a result is not asked for.
+        precision: of the kernel's products.
+    """
+    worst, where = 0.0, ""
+    for name, one, other in zip(names, found, expected, strict=True):
+        if other is not None and other.numel():
+            one, other = one.double().cpu(), other.double().cpu()
+            error = ((one - other).abs().max() / other.abs().max().clamp(min=1.0)).nan_to_num(torch.inf).item()
+            if error > worst:
+                worst, where = error, name
+    allowed = TOLERANCE[precision]
+    return None if worst <= allowed else f"{where} is off by {worst:.2g} of its largest value, {allowed:g} is allowed"

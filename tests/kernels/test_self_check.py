@@ -1,0 +1,231 @@
+"""The check of a kernel against the reference, and the verdict it leaves; without a GPU, on kernels made of the reference."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ahlm.kernels import compiled, self_check
+from ahlm.kernels.change_point_scan import ScanRules, ScanStreams, ScanWeights, change_point_scan, check, op
+from ahlm.kernels.change_point_scan.reference import scan_reference
+from ahlm.kernels.change_point_scan.reference_backward import scan_reference_backward
+from ahlm.kernels.snippet_scan import check as snippet_check
+from ahlm.kernels.snippet_scan.reference import snippet_scan_reference
+from ahlm.kernels.snippet_scan.reference_backward import snippet_scan_reference_backward
+
+CPU = torch.device("cpu")
+LITERAL = ScanRules("prior", "full", "transition", belief_weight=0.0, evidence_weight=1.0)
+
+
+class Kernel:
+    """The reference in a kernel's clothes; subclasses are wrong on purpose."""
+
+    def forward(self, *arguments: Any) -> Any:
+        return scan_reference(*arguments[:-1])
+
+    def backward(self, *arguments: Any) -> Any:
+        return scan_reference_backward(*arguments[:-1])
+
+
+class WrongKl(Kernel):
+    def forward(self, *arguments: Any) -> Any:
+        output = super().forward(*arguments)
+        return output._replace(kl_change=output.kl_change * 1.001)
+
+
+class WrongDecision(Kernel):
+    """Consistent with itself, but change-points come from a test of its own."""
+
+    def forward(self, *arguments: Any) -> Any:
+        streams = arguments[0].start
+        forced = torch.zeros(streams.shape[:2], dtype=torch.bool)
+        forced[:, 3] = True
+        return scan_reference(*arguments[:5], forced)
+
+
+class ReadsPadding(Kernel):
+    def forward(self, *arguments: Any) -> Any:
+        output = super().forward(*arguments)
+        return output._replace(latent=torch.where(output.latent == 0, torch.nan, output.latent))
+
+
+class WrongGradient(Kernel):
+    def backward(self, *arguments: Any) -> Any:
+        streams, weights = super().backward(*arguments)
+        return streams, weights._replace(gru_state=weights.gru_state.T.repeat(3, 1)[: len(weights.gru_state), :8])
+
+
+class Crashes(Kernel):
+    def forward(self, *arguments: Any) -> Any:
+        raise RuntimeError("an illegal memory access was encountered")
+
+
+class Snippet:
+    def forward(self, *arguments: Any) -> Any:
+        return snippet_scan_reference(*arguments[:-1])
+
+    def backward(self, *arguments: Any) -> Any:
+        return snippet_scan_reference_backward(*arguments[:-1])
+
+
+class WrongSnippet(Snippet):
+    def backward(self, *arguments: Any) -> Any:
+        prior, posterior, weights = super().backward(*arguments)
+        return prior, posterior.flip(1), weights
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty cache, on disk and in memory."""
+    monkeypatch.delenv("AHLM_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(self_check, "_verdicts", {})
+    yield tmp_path / "ahlm" / "self_check"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("rules", [ScanRules(), LITERAL, ScanRules(refractory=1, reset=False)])
+def test_accepts_the_reference(rules: ScanRules, precision: str) -> None:
+    assert check.mismatch(Kernel(), rules, 5, 8, precision, CPU) is None
+    assert snippet_check.mismatch(Snippet(), 5, 8, precision, CPU) is None
+
+
+@pytest.mark.parametrize(
+    ("kernel", "message"),
+    [
+        (WrongKl(), "kl_change is off by 0.001 of its largest value, 0.0001 is allowed"),
+        (WrongDecision(), "change-points contradict eq. 7"),
+        (ReadsPadding(), "latent is off by inf"),
+        (WrongGradient(), "the gradient of gru_state is off by"),
+    ],
+)
+def test_finds_what_is_wrong(kernel: Kernel, message: str) -> None:
+    found = check.mismatch(kernel, ScanRules(), 5, 8, "fp32", CPU)
+    assert found is not None
+    assert message in found
+    assert "posterior_stream is off" in str(snippet_check.mismatch(WrongSnippet(), 5, 8, "fp32", CPU))
+
+
+def tried(kernel: Kernel, calls: list[str]) -> bool:
+    """Whether a kernel is trusted, through the cache; each real check leaves a mark in `calls`."""
+
+    def mismatch() -> str | None:
+        calls.append("checked")
+        return check.mismatch(kernel, ScanRules(), 4, 6, "fp32", CPU)
+
+    return self_check.is_trusted("triton", "a scan", CPU, mismatch)
+
+
+def test_a_verdict_is_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    assert tried(Kernel(), calls)
+    assert tried(Kernel(), calls)
+    monkeypatch.setattr(self_check, "_verdicts", {})  # the next process
+    assert tried(Crashes(), calls)
+    assert calls == ["checked"]
+    (file,) = cache.glob("*")
+    assert json.loads(file.read_text())["reason"] == ""
+    # another torch, another driver, other source: another verdict
+    monkeypatch.setattr(self_check, "_verdicts", {})
+    monkeypatch.setattr(torch, "__version__", "9.9")
+    assert tried(Kernel(), calls)
+    assert calls == ["checked"] * 2
+
+
+def test_a_wrong_kernel_is_refused_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    with pytest.warns(RuntimeWarning, match="the triton kernel is off on cpu .a scan.: kl_change is off by"):
+        assert not tried(WrongKl(), calls)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not tried(WrongKl(), calls)
+    monkeypatch.setattr(self_check, "_verdicts", {})
+    with pytest.warns(RuntimeWarning, match="delete .*json to try again"):
+        assert not tried(Kernel(), calls)
+    assert calls == ["checked"]
+
+
+def test_an_exception_is_a_verdict() -> None:
+    with pytest.warns(RuntimeWarning, match="RuntimeError: an illegal memory access"):
+        assert not tried(Crashes(), [])
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"reason": ""}', '{"facts": {}, "reason": ""}', "\x00\xff"])
+def test_a_corrupted_cache_is_checked_again(content: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    assert tried(Kernel(), calls)
+    (file,) = cache.glob("*")
+    file.write_bytes(content.encode("latin-1"))
+    monkeypatch.setattr(self_check, "_verdicts", {})
+    assert tried(Kernel(), calls)
+    assert len(calls) == 2
+    assert json.loads(file.read_text())["reason"] == ""
+
+
+def test_a_check_that_never_ended_is_a_refusal(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hung or crashed process must not hang or crash the next one; Ctrl-C is not held against the kernel."""
+
+    def dies() -> str | None:
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        self_check.is_trusted("triton", "a scan", CPU, dies)
+    assert not list(cache.glob("*"))
+
+    def is_killed() -> str | None:
+        (file,) = cache.glob("*.json")
+        killed.append(file.read_text())
+        return None
+
+    killed: list[str] = []
+    assert self_check.is_trusted("triton", "a scan", CPU, is_killed)
+    (file,) = cache.glob("*.json")
+    file.write_text(killed[0])
+    monkeypatch.setattr(self_check, "_verdicts", {})
+    with pytest.warns(RuntimeWarning, match="an earlier check did not come to an end"):
+        assert not tried(Kernel(), [])
+
+
+def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("AHLM_CACHE", str(tmp_path / "file"))
+    calls: list[str] = []
+    assert tried(Kernel(), calls)
+    assert tried(Kernel(), calls)
+    assert calls == ["checked"]
+
+
+@pytest.mark.parametrize(
+    ("cuda", "triton", "taken"),
+    [(Kernel(), Kernel(), "cuda"), (WrongKl(), Kernel(), "triton"), (Crashes(), WrongGradient(), "reference")],
+)
+def test_falls_back_in_order(
+    cuda: Kernel, triton: Kernel, taken: str, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """cuda, triton, reference; the answer is right whatever the kernels are, and every bad one is named once."""
+    used: list[str] = []
+
+    def module(name: str, _scan: str) -> Any:
+        used.append(name)
+        return {"cuda": cuda, "triton": triton}[name]
+
+    monkeypatch.setattr(op, "gpu_module", module)
+    monkeypatch.setattr(compiled, "candidates", lambda _tensor: ("cuda", "triton"))
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((3, 1), (3, 1), (3,), (3,), (2, 1), (2,))
+    weights = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+    start = torch.randn(2, 6, 2, generator=generator)
+    arguments = (ScanStreams(start), ScanWeights(*weights, None, torch.zeros(1)))
+    output = change_point_scan(*arguments)
+    output.kl_charged.sum().backward()
+    expected = change_point_scan(*arguments, backend="reference")
+    torch.testing.assert_close(output, expected)
+    assert used[-1:] == [taken] if taken != "reference" else len(used) == 2
+    n_refused = ("cuda", "triton", "reference").index(taken)
+    assert len([w for w in recwarn if "kernel is off" in str(w.message)]) == n_refused

@@ -1,0 +1,86 @@
+"""The Triton kernels without a GPU: run by the interpreter, and compiled for two architectures."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ahlm.kernels.change_point_scan import ScanStreams, ScanWeights, change_point_scan
+from ahlm.kernels.compiled import candidates
+
+pytest.importorskip("triton", reason="Triton is not installed")
+HERE = Path(__file__).parent
+# bytes of stack a thread; measured: 24 at most
+SPILL_BOUND = 64
+
+
+def interpret(*selection: str) -> None:
+    """Run `test_fast_scans.py` in a process of its own: Triton reads the switch when a kernel is defined."""
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "test_fast_scans.py")]
+    done = subprocess.run([*command, *selection], env=environment, capture_output=True, text=True)
+    print(done.stdout[-8000:])
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+
+
+def test_in_the_interpreter() -> None:
+    interpret()
+
+
+@pytest.mark.slow
+def test_every_case_in_the_interpreter() -> None:
+    interpret("-m", "slow", "-s")
+
+
+def resources() -> Any:
+    path = HERE.parents[1] / "bench" / "resources.py"
+    specification = importlib.util.spec_from_file_location("resources", path)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_compiles_ahead_of_time() -> None:
+    found = resources()
+    row = found.resources(found.compiled("snippet_scan", "reverse", "-", "fp32", 80), 80)
+    assert row["registers"] > 0
+    assert row["stack"] <= SPILL_BOUND, row
+
+
+@pytest.mark.slow
+def test_resources_of_every_kernel() -> None:
+    rows = resources().table()
+    assert len(rows) == 2 * 2 * 2 * (3 + 1)  # directions, precisions, architectures, readings of both scans
+    for row in rows:
+        print(row)
+        assert row["stack"] <= SPILL_BOUND, row
+        assert row["blocks_per_sm"] >= 1, row
+
+
+def test_needs_a_gpu_or_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    weights = ScanWeights(*(torch.zeros(s) for s in ((3, 1), (3, 1), (3,), (3,), (2, 1), (2,))), None, torch.zeros(1))
+    with pytest.raises(ValueError, match="backend=triton takes float32 tensors on a GPU, got torch.float32 on cpu"):
+        change_point_scan(ScanStreams(torch.zeros(1, 2, 2)), weights, backend="triton")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"), [("", ("triton",)), ("triton", ("triton",)), ("reference", ()), ("cpu", ())]
+)
+def test_order_on_a_gpu(wanted: str, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnGpu:
+        device, dtype = torch.device("cuda"), torch.float32
+
+    monkeypatch.setenv("AHLM_BACKEND", wanted)
+    on_gpu: Any = OnGpu()
+    assert candidates(on_gpu) == expected
