@@ -223,6 +223,8 @@ class Config:
         seed: seed of everything random.
         save_every: steps between saved states, which are also scored where there is a validation split.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        precision: of the matrix products in training; the scans, their heads and the losses stay in float32.
+        deterministic: same seed, same bits on a GPU too; an operation that cannot promise it is an error.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -239,6 +241,8 @@ class Config:
     seed: int = 0
     save_every: int = 200
     device: str = "auto"
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         for names, allowed, fits in _RANGES:

@@ -299,11 +299,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def select_device(name: str) -> str:
-    """`auto` is CUDA where there is a card; raises `DataError` when CUDA is asked for and absent."""
+    """`auto` is CUDA where there is a card; raises `DataError` for a card that is not there."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise DataError("--device", name, "a CUDA device", "none: torch sees no NVIDIA GPU", hint="use --device cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DataError("--device", name, f"one of {torch.cuda.device_count()} CUDA devices", f"index {device.index}")
     return name
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,7 +34,9 @@ from ahlm.evaluation import Result, evaluate
 from ahlm.evaluation.predictions import write_predictions
 from ahlm.files import write_json
 from ahlm.infer import Predictor, VideoAnalysis, predict, select_device
+from ahlm.kernels.compiled import default_backend, promoted
 from ahlm.model.ahlm import AHLM
+from ahlm.model.classification import ClassifierOutput
 from ahlm.model.losses import classifier_loss, detector_loss
 from ahlm.report.html import write_report
 from ahlm.run_folder import RunFolder, read_metrics
@@ -115,13 +119,14 @@ class Part:
         rise = min(1.0, (step + 1) / self.config.warmup) if self.config.warmup else 1.0
         return self.config.lr * rise * (0.3 if step >= self.config.decay_at * self.config.iterations else 1.0)
 
-    def update(self, step: int) -> None:
-        """Clip the gradients and take one step of Adam."""
+    def update(self, step: int, scaler: torch.amp.GradScaler) -> None:
+        """Clip the gradients and take one step of Adam; `scaler` skips it where fp16 gradients overflowed."""
+        scaler.unscale_(self.optimizer)
         if self.config.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
-        self.optimizer.step()
+        scaler.step(self.optimizer)
 
 
 class Trainer:
@@ -137,28 +142,61 @@ class Trainer:
         self.total_steps = max(part.config.iterations for part in self.parts)
         self.step = 0
         self.best_validation = -1.0
+        # fp16 gradients vanish below 6e-8; in fp32 and bf16 the scaler does nothing
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+        self._loader = ThreadPoolExecutor(1, "batches")
+        self._ahead: tuple[int, Future[list[tuple[Tensor, ...] | None]]] | None = None
+
+    def active(self, step: int) -> list[bool]:
+        """Which of the two modules train in a step."""
+        return [step < part.config.iterations for part in self.parts]
+
+    def prepare(self, step: int) -> list[tuple[Tensor, ...] | None]:
+        """The batches of a step, which depend on seed and step alone; none for a module that is done."""
+        active = self.active(step)
+        batches = [
+            classifier_batch(self.dataset, self.labels, self.config, step) if active[CLASSIFIER] else None,
+            detector_batch(self.dataset, self.crop_weights, self.config, step) if active[DETECTOR] else None,
+        ]
+        if self.device.type == "cuda":  # pinned memory is copied while the GPU works
+            return [batch and tuple(tensor.pin_memory() for tensor in batch) for batch in batches]
+        return [*batches]
+
+    def batches(self) -> list[tuple[Tensor, ...] | None]:
+        """This step's batches on the device; a thread goes on to prepare the next step's."""
+        ahead, following = self._ahead, self.step + 1
+        batches = ahead[1].result() if ahead is not None and ahead[0] == self.step else self.prepare(self.step)
+        self._ahead = (following, self._loader.submit(self.prepare, following)) if any(self.active(following)) else None
+        return [batch and tuple(tensor.to(self.device, non_blocking=True) for tensor in batch) for batch in batches]
+
+    def autocast(self) -> torch.autocast:
+        """16-bit matrix products, where the precision says so."""
+        dtype = torch.float16 if self.config.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype, enabled=self.config.precision != "fp32")
 
     def train_step(self) -> dict[str, float]:
         """Train on one batch of each module that is not done yet; returns losses and the firing rate."""
         config, step = self.config, self.step
-        active = [step < part.config.iterations for part in self.parts]
+        for_classifier, for_detector = self.batches()
         # dropout draws from the global generator
         torch.manual_seed(int(np.random.SeedSequence(step_seed(config.seed, 3, step)).generate_state(1)[0]))
         terms: list[Tensor] = []
         record: dict[str, Tensor] = {}
-        if active[CLASSIFIER]:
-            sampled = classifier_batch(self.dataset, self.labels, config, step)
-            snippets, lengths, labels = (tensor.to(self.device) for tensor in sampled)
-            efc = classifier_loss(self.model.classify(snippets, lengths), labels, lengths, config.classifier)
+        if for_classifier is not None:
+            snippets, lengths, labels = for_classifier
+            with self.autocast():
+                classified = self.model.classify(snippets, lengths)
+            classified = ClassifierOutput(*map(promoted, classified))
+            efc = classifier_loss(classified, labels, lengths, config.classifier)
             terms.append(efc.total)
             record |= {"loss_efc": efc.total, "loss_foreground": efc.foreground}
             record |= {"loss_context": efc.context, "loss_background": efc.background}
-        if active[DETECTOR]:
-            contiguous = detector_batch(self.dataset, self.crop_weights, config, step)
-            crops, lengths = (tensor.to(self.device) for tensor in contiguous)
+        if for_detector is not None:
+            crops, lengths = for_detector
             generator = torch.Generator(self.device).manual_seed(torch.initial_seed())
             noise = self.model.detector.draw_noise(len(crops), crops.shape[1], generator)
-            output = self.model.detect(crops, lengths, noise)
+            with self.autocast():
+                output = self.model.detect(crops, lengths, noise)
             dfc = detector_loss(output, lengths, config.detector, step)
             terms.append(config.detector_weight * dfc.total)
             record |= {"loss_dfc": dfc.total, "reconstruction": dfc.reconstruction}
@@ -170,10 +208,11 @@ class Trainer:
         if not torch.isfinite(loss):
             values = ", ".join(f"{name} {value.item():.3g}" for name, value in record.items())
             raise FloatingPointError(f"the loss at step {step} is {loss.item()} ({values}); lower the learning rate")
-        loss.backward()  # type: ignore[no-untyped-call]
-        for part, is_active in zip(self.parts, active, strict=True):
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        for part, is_active in zip(self.parts, self.active(step), strict=True):
             if is_active:
-                part.update(step)
+                part.update(step, self.scaler)
+        self.scaler.update()
         self.step += 1
         return {name: value.item() for name, value in record.items()}
 
@@ -185,7 +224,8 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """What a resumed run needs beside the weights."""
         optimizers = [part.optimizer.state_dict() for part in self.parts]
-        return {"step": self.step, "best_validation": self.best_validation, "optimizers": optimizers}
+        progress = {"step": self.step, "best_validation": self.best_validation}
+        return {**progress, "optimizers": optimizers, "scaler": self.scaler.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a saved state with its weights."""
@@ -193,6 +233,16 @@ class Trainer:
         self.step, self.best_validation = state["step"], state["best_validation"]
         for part, saved in zip(self.parts, state["optimizers"], strict=True):
             part.optimizer.load_state_dict(saved)
+        self.scaler.load_state_dict(state.get("scaler", {}))
+
+    def batch_sizes(self) -> str:
+        """What decides over memory, for the message when there is not enough."""
+        config = self.config
+        return (
+            f"EFC trains on {config.classifier_optim.batch_size} videos of {config.classifier.n_snippets} snippets, "
+            f"DFC on {config.detector_optim.batch_size} crops of up to {config.detector.crop}; lower "
+            "--classifier_optim.batch_size, --detector_optim.batch_size or --detector.crop"
+        )
 
 
 @contextmanager
@@ -245,6 +295,7 @@ def fit(
 
     Raises:
         Interrupted: a signal came; the state was saved.
+        MemoryError: the device has not enough memory for a step.
     """
     writer = summary_writer(folder) if tensorboard else None
 
@@ -284,7 +335,11 @@ def fit(
         ) as bar,
     ):
         while trainer.step < trainer.total_steps:
-            record = trainer.train_step()
+            try:
+                record = trainer.train_step()
+            except torch.OutOfMemoryError as error:
+                message = f"{trainer.device} is out of memory at step {trainer.step}: {trainer.batch_sizes()}"
+                raise MemoryError(message) from error
             bar.update()
             done = trainer.step == trainer.total_steps
             if trainer.step % LOG_EVERY == 0 or done:
@@ -406,6 +461,9 @@ def run(config: Config, options: Any, argv: Sequence[str]) -> int:
     if options.tensorboard and find_spec("tensorboardX") is None:
         raise ModuleNotFoundError("--tensorboard needs tensorboardX: pip install 'ahlm[tb]'")
     training, validation, testing = open_splits(config)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+        torch.use_deterministic_algorithms(True)
     print(describe(training, validation, testing, device, config))
     if earlier:
         folder = RunFolder(earlier)
@@ -426,7 +484,7 @@ def run(config: Config, options: Any, argv: Sequence[str]) -> int:
             trainer.restore(load_state(folder.state))
             folder.forget_after(trainer.step + 1)
             print(f"resuming at step {trainer.step} of {trainer.total_steps}")
-        folder.write_environment(device, backends(), list(argv))
+        folder.write_environment(device, backends(device), list(argv))
         try:
             fit(trainer, folder, validation, tensorboard=options.tensorboard)
         except Interrupted:
@@ -446,13 +504,12 @@ def run(config: Config, options: Any, argv: Sequence[str]) -> int:
     return 0
 
 
-def backends() -> dict[str, str]:
-    """The implementation in use of every hot loop."""
+def backends(device: str = "cpu") -> dict[str, str]:
+    """The implementation in use of every hot loop; a GPU's scan must first pass its check."""
     from ahlm.evaluation.average_precision import BACKEND as map_backend
-    from ahlm.kernels.change_point_scan import default_backend
     from ahlm.localization.suppression import BACKEND as nms_backend
 
-    return {"scan": default_backend("cpu"), "lcs": "numba", "mAP": map_backend, "nms": nms_backend}
+    return {"scan": default_backend(device), "lcs": "numba", "mAP": map_backend, "nms": nms_backend}
 
 
 def describe(
@@ -464,9 +521,9 @@ def describe(
 ) -> str:
     """What the run works on: device, data, timeline, and what was mended."""
     spec = training.spec
-    used = ", ".join(f"{name}={backend}" for name, backend in backends().items())
+    used = ", ".join(f"{name}={backend}" for name, backend in backends(device).items())
     lines = [
-        f"device {device}; backends: {used}; seed {config.seed}",
+        f"device {device}; {config.precision}; backends: {used}; seed {config.seed}",
         f"train {len(training)} videos ({len(training.missing)} missing), "
         + (f"validation {len(validation)}, " if validation else "")
         + (f"test {len(testing)} ({len(testing.missing)} missing), " if testing else "no test split, ")
@@ -510,7 +567,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (FileExistsError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (OSError, FloatingPointError) as error:
+    except (OSError, FloatingPointError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 

@@ -154,9 +154,11 @@ def test_same_seed_same_weights_other_seed_others() -> None:
     assert any(not torch.equal(a, b) for a, b in zip(runs[0].values(), runs[2].values(), strict=True))
 
 
-@pytest.mark.parametrize("stop_at", [1, 4, 7])
-def test_resume_gives_the_weights_of_an_uninterrupted_run(tmp_path: Path, stop_at: int) -> None:
-    dataset, config = demo_dataset("train"), short_config()
+@pytest.mark.parametrize(
+    ("stop_at", "precision"), [(1, "fp32"), (4, "fp32"), (7, "fp32"), (4, "bf16"), (4, "fp16")]
+)
+def test_resume_gives_the_weights_of_an_uninterrupted_run(tmp_path: Path, stop_at: int, precision: str) -> None:
+    dataset, config = demo_dataset("train"), short_config(precision=precision)
     whole = Trainer(new_model(dataset, config), dataset, config)
     fit(whole, RunFolder.create(tmp_path / "whole", "", False), progress=False)
 
@@ -393,6 +395,63 @@ def test_truncated_checkpoint_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"")
     with pytest.raises(DataError, match=r"model\.safetensors: checkpoint"):
         load_weights(path)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_16_bits_multiply_and_nothing_else(precision: str) -> None:
+    """Products round, so the losses move a little; scans, losses and weights stay float32."""
+    dataset, records = demo_dataset("train"), {}
+    for chosen in ("fp32", precision):
+        config = short_config(precision=chosen)
+        trainer = Trainer(new_model(dataset, config), dataset, config)
+        scans = []
+        trainer.model.detector.register_forward_hook(lambda _module, _inputs, output, scans=scans: scans.append(output))
+        records[chosen] = trainer.train_step()
+        assert all(value.dtype == torch.float32 for value in (*scans[0].scan[1:], scans[0].snippet_kl))
+        assert all(value.dtype == torch.float32 for value in trainer.model.state_dict().values())
+        assert trainer.scaler.is_enabled() == (chosen == "fp16")
+    for name in ("loss_efc", "loss_dfc"):
+        assert records[precision][name] != records["fp32"][name]
+        assert records[precision][name] == pytest.approx(records["fp32"][name], rel=0.05)
+
+
+def test_out_of_memory_names_the_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(_trainer: Trainer) -> dict[str, float]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Trainer, "train_step", full)
+    assert main([*SHORT, "--output-dir", str(tmp_path / "run"), "--detector.crop", "77"]) == 1
+    error = capsys.readouterr().err
+    assert "out of memory at step 0" in error
+    assert "crops of up to 77" in error
+    assert "--classifier_optim.batch_size" in error
+
+
+def test_deterministic_mode_is_torchs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", asked.append)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    assert main([*SHORT, "--output-dir", str(tmp_path / "run"), "--deterministic", "true"]) == 0
+    assert asked == [True]
+    assert os.environ.pop("CUBLAS_WORKSPACE_CONFIG") == ":4096:8"
+
+
+def test_a_device_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--device", "gpu", "--output-dir", str(tmp_path / "run")]) == 3
+    assert "expected auto, cpu, cuda or cuda:N" in capsys.readouterr().err
+
+
+def test_batches_made_ahead_are_those_of_their_step() -> None:
+    dataset, config = demo_dataset("train"), short_config()
+    trainer = Trainer(new_model(dataset, config), dataset, config)
+    for step in (0, 1, 5, 6):  # the detector is done at 6; a jump finds no batch made ahead
+        trainer.step = step
+        for found, expected in zip(trainer.batches(), trainer.prepare(step), strict=True):
+            assert (found is None) == (expected is None)
+            for one, other in zip(found or (), expected or (), strict=True):
+                assert torch.equal(one, other)
 
 
 def test_diverging_loss_stops_with_its_values() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ahlm.config import DetectorConfig
 from ahlm.kernels.change_point_scan import ScanOutput, ScanRules, ScanStreams, ScanWeights, change_point_scan
+from ahlm.kernels.compiled import promoted
 from ahlm.kernels.gaussian import kl, split
 from ahlm.kernels.snippet_scan import SnippetWeights, snippet_scan
 from ahlm.model.classification import snippet_mask
@@ -149,9 +150,14 @@ class ChangePointDetector(nn.Module):
 
     def streams(self, levels: Levels) -> tuple[ScanStreams, ScanWeights]:
         """All that the heads of level 2 owe to f and u, one matrix product a head for all snippets and videos."""
+        # in 16 bits the heads' rounding alone decides eq. 7
+        with torch.autocast(levels.f2.device.type, enabled=False):
+            return self._streams(promoted(levels.f2), promoted(levels.u2))
+
+    def _streams(self, f2: Tensor, u2: Tensor) -> tuple[ScanStreams, ScanWeights]:
         rules, d0 = self.config, self.transition.initial_state
-        from_features = self.posterior_features(levels.f2)
-        from_context = self.posterior_context(levels.u2)
+        from_features = self.posterior_features(f2)
+        from_context = self.posterior_context(u2)
         start = from_features + from_context + self.posterior_state(d0)
         # eq. 6 as written mixes the new f with the old u
         posterior = None
@@ -159,7 +165,7 @@ class ChangePointDetector(nn.Module):
             posterior = from_features + nn.functional.pad(from_context[:, :-1], (0, 0, 1, 0))
         prior = None
         if self.prior_features is not None and self.prior_context is not None:
-            prior = self.prior_features(levels.f2) + self.prior_context(levels.u2) + self.prior_bias
+            prior = self.prior_features(f2) + self.prior_context(u2) + self.prior_bias
         weights = ScanWeights(
             *self.transition.tensors(),
             prior_state=None if self.prior_state is None else self.prior_state.weight,
@@ -248,7 +254,8 @@ class ChangePointDetector(nn.Module):
         x_t through v2_t only; d1 starts afresh right after each change-point. `simple`: P1(v2_t), Q1(f1_t).
         """
         if levels.u1 is None:
-            posterior, prior = split(self.snippet_posterior(levels.f1)), split(self.snippet_prior(segment_latent))
+            posterior = split(promoted(self.snippet_posterior(levels.f1)))
+            prior = split(promoted(self.snippet_prior(segment_latent)))
             real = snippet_mask(lengths, segment_latent.shape[1])
             return posterior.mean + posterior.log_std.exp() * noise.snippet, kl(posterior, prior) * real
         before_f1 = nn.functional.pad(levels.f1[:, :-1], (0, 0, 1, 0))
