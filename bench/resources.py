@@ -31,8 +31,8 @@ READINGS = {
 }
 KERNELS = ("change_point_scan", "snippet_scan")
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-# of one multiprocessor: registers, bytes of shared memory a block may have, threads
-LIMITS = {80: (65536, 166912, 2048), 90: (65536, 232448, 2048)}
+# of one multiprocessor: registers, bytes of shared memory (1024 of them go to each block's system use), threads
+LIMITS = {80: (65536, 164 * 1024, 2048), 90: (65536, 228 * 1024, 2048)}
 
 
 def signature(kernel: Any, constants: dict[str, Any]) -> dict[str, str]:
@@ -88,7 +88,9 @@ def resources(kernel: Any, capability: int) -> dict[str, int]:
     registers, stack = map(int, found.groups())
     shared, threads = kernel.metadata.shared, 32 * kernel.metadata.num_warps
     all_registers, all_shared, all_threads = LIMITS[capability]
-    blocks = min(all_registers // (registers * threads), all_threads // threads, all_shared // max(1, shared))
+    # registers are given out in eights
+    per_thread = -(-registers // 8) * 8
+    blocks = min(all_registers // (per_thread * threads), all_threads // threads, all_shared // (shared + 1024))
     return {"registers": registers, "stack": stack, "shared": shared, "threads": threads, "blocks_per_sm": blocks}
 
 

@@ -56,7 +56,8 @@ def cut(launch: Launch, state: int, latent: int) -> dict[str, Any]:
         "ZP": zp,
         "ROWS": launch.rows,
         "COLUMNS": min(launch.columns, hp),
-        "DEPTH": min(launch.depth, hp, zp),
+        # a wide head has flat tiles, which must fit the shared memory of sm_80
+        "DEPTH": max(16, min(launch.depth, hp, zp, 4096 // zp)),
         "num_warps": launch.warps,
         # not Triton's default, which changes between versions, and with it the last bits
         "enable_fp_fusion": True,
@@ -216,6 +217,7 @@ def gate_gradients(g, gates_ptr, d_ptr, g_d_ptr, h, mask, H: tl.constexpr):
     candidate, from_state = tl.load(at + 2 * H, mask=mask, other=0.0), tl.load(at + 3 * H, mask=mask, other=0.0)
     d = tl.load(d_ptr + h[None, :], mask=mask, other=0.0)
     to_candidate = g * (1.0 - update) * (1.0 - candidate * candidate)
+    tl.debug_barrier()  # in place: every thread has read before one writes
     tl.store(at, to_candidate * from_state * reset * (1.0 - reset), mask=mask)
     tl.store(at + H, g * (d - candidate) * update * (1.0 - update), mask=mask)
     tl.store(at + 2 * H, to_candidate, mask=mask)

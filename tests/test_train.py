@@ -154,9 +154,7 @@ def test_same_seed_same_weights_other_seed_others() -> None:
     assert any(not torch.equal(a, b) for a, b in zip(runs[0].values(), runs[2].values(), strict=True))
 
 
-@pytest.mark.parametrize(
-    ("stop_at", "precision"), [(1, "fp32"), (4, "fp32"), (7, "fp32"), (4, "bf16"), (4, "fp16")]
-)
+@pytest.mark.parametrize(("stop_at", "precision"), [(1, "fp32"), (4, "fp32"), (7, "fp32"), (4, "bf16"), (4, "fp16")])
 def test_resume_gives_the_weights_of_an_uninterrupted_run(tmp_path: Path, stop_at: int, precision: str) -> None:
     dataset, config = demo_dataset("train"), short_config(precision=precision)
     whole = Trainer(new_model(dataset, config), dataset, config)

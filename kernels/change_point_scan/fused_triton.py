@@ -1,9 +1,9 @@
 """The change-point scan in Triton.
 
 Beside the reference: 1 a program runs a few videos through all their snippets; 2 the precision of the belief is kept
-instead of taken from its deviation again; 3 P d of the static prior is P d' of the step before; 4 the backward computes
-gates, heads, filter and KLs of all snippets at once in torch, so that the reverse loop is linear; 5 weight gradients are
-products over all snippets.
+instead of taken from its deviation again; 3 P d of the static prior is P d' of the step before; 4 the backward
+computes gates, heads, filter and KLs of all snippets at once in torch, so that the reverse loop is linear; 5 weight
+gradients are products over all snippets.
 """
 
 import torch
@@ -27,8 +27,8 @@ from ..triton_blocks import (
     gru_weight_gradients,
     head,
     kl_terms,
-    pad_segments,
     packed,
+    pad_segments,
     padded,
 )
 from .reference_backward import add
@@ -45,7 +45,7 @@ def stream(stream_ptr, column, z, mask, Z: tl.constexpr):
 @triton.jit
 def draw(mean, log_std, column, z, mask, noise_ptr, latent_ptr, mean_ptr, log_std_ptr, Z: tl.constexpr,
          NOISE: tl.constexpr):  # fmt: skip
-    """v ~ belief, and both into the outputs."""
+    """V ~ belief, and both into the outputs."""
     at = column * Z + z[None, :]
     v = mean
     if NOISE:

@@ -1,7 +1,8 @@
 """The snippet scan in Triton.
 
-Beside the reference: 1 a program runs a few videos through all their snippets; 2 the backward computes gates, heads and
-KLs of all snippets at once in torch, so that the reverse loop is linear; 3 weight gradients are products over all snippets.
+Beside the reference: 1 a program runs a few videos through all their snippets; 2 the backward computes gates, heads
+and KLs of all snippets at once in torch, so that the reverse loop is linear; 3 weight gradients are products over all
+snippets.
 """
 
 import torch
@@ -25,8 +26,8 @@ from ..triton_blocks import (
     gru_weight_gradients,
     head,
     kl_terms,
-    pad_segments,
     packed,
+    pad_segments,
     padded,
 )
 from .types import SnippetOutput, SnippetWeights

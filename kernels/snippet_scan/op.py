@@ -95,12 +95,12 @@ def _scan_backward(
     kernel = _kernel(backend, precision, prior_stream, weights.initial_state)
     if kernel != "cpu":
         noise, change_points, lengths = inputs[N_TENSORS:]
-        arguments = (prior_stream, posterior_stream, weights, noise, change_points, lengths)
-        both = (SnippetOutput(*gradients), SnippetOutput(*outputs))
+        given = (SnippetOutput(*gradients), SnippetOutput(*outputs), prior_stream, posterior_stream, weights)
+        arguments = (*given, noise, change_points, lengths)
         if kernel == "reference":
-            results = snippet_scan_reference_backward(*both, *arguments)
+            results = snippet_scan_reference_backward(*arguments)
         else:
-            results = gpu_module(kernel, SCAN).backward(*both, *arguments, precision)
+            results = gpu_module(kernel, SCAN).backward(*arguments, precision)
         return [*results[:2], *results[2]]
     found = [torch.empty_like(tensor) for tensor in inputs[:N_TENSORS]]
     groups = ([array(tensor) for tensor in group] for group in (inputs, outputs, gradients, found))

@@ -200,7 +200,9 @@ def test_half_precision_flips_few_change_points(name: str, backend: str, device:
 
 
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
-@pytest.mark.parametrize(("size", "precision"), [((3, 5, 3, 5), "fp32"), ((5, 3, 17, 33), "fp32"), ((3, 5, 3, 5), "fp16")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("size", "precision"), [((3, 5, 3, 5), "fp32"), ((5, 3, 17, 33), "fp32"), ((3, 5, 3, 5), "fp16")]
+)
 def test_snippet_scan_matches_reference(size: tuple[int, ...], precision: str, backend: str, device: str) -> None:
     batch, n, z, h = size
     generator = torch.Generator().manual_seed(0)

@@ -1,10 +1,9 @@
-"""The check of a kernel against the reference, and the verdict it leaves; without a GPU, on kernels made of the reference."""
+"""The check of a kernel against the reference, and the verdict it leaves; the kernels are made of the reference."""
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +80,12 @@ class WrongSnippet(Snippet):
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, on disk and in memory."""
     monkeypatch.delenv("AHLM_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(self_check, "_verdicts", {})
-    yield tmp_path / "ahlm" / "self_check"
+    return tmp_path / "ahlm" / "self_check"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

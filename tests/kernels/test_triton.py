@@ -70,7 +70,7 @@ def test_resources_of_every_kernel() -> None:
 def test_needs_a_gpu_or_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     weights = ScanWeights(*(torch.zeros(s) for s in ((3, 1), (3, 1), (3,), (3,), (2, 1), (2,))), None, torch.zeros(1))
-    with pytest.raises(ValueError, match="backend=triton takes float32 tensors on a GPU, got torch.float32 on cpu"):
+    with pytest.raises(ValueError, match=r"backend=triton takes float32 tensors on a GPU, got torch\.float32 on cpu"):
         change_point_scan(ScanStreams(torch.zeros(1, 2, 2)), weights, backend="triton")
 
 
