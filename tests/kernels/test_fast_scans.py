@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ahlm.kernels.change_point_scan import ScanRules, ScanStreams, ScanWeights, change_point_scan, op
-from ahlm.kernels.compiled import core
+from ahlm.kernels.compiled import core, gpu_module
 from ahlm.kernels.snippet_scan import SnippetWeights, snippet_scan
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -43,7 +44,7 @@ CASES = {f"{name}-{variant}": (READINGS[name], VARIANTS[variant])
 READINGS |= {"filtered": FILTERED, "literal": LITERAL}
 CASES["literal-plain"] = (LITERAL, {})
 EVERY_CASE = {f"{name}-{variant}": (READINGS[name], VARIANTS[variant]) for name in READINGS for variant in VARIANTS}
-EVERY_SIZE = [(1, 1, 1, 1), (1, 9, 16, 16), (5, 7, 17, 33), (9, 5, 64, 256), (3, 12, 3, 40)]
+EVERY_SIZE = [(1, 1, 1, 1), (1, 9, 16, 16), (9, 4, 64, 256), (3, 12, 3, 40)]
 
 
 def leaf(*shape: int, generator: torch.Generator, scale: float = 1.0) -> Tensor:
@@ -131,7 +132,7 @@ def test_matches_reference(name: str, backend: str, device: str) -> None:
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
 @pytest.mark.parametrize("name", EVERY_CASE)
 def test_matches_reference_in_every_case(name: str, backend: str, device: str) -> None:
-    compare(*EVERY_CASE[name], (5, 12, 5, 21), backend, device)
+    compare(*EVERY_CASE[name], (5, 7, 5, 21), backend, device)
 
 
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
@@ -194,7 +195,7 @@ def half_precision_flips(rules: ScanRules, size: tuple[int, ...], backend: str, 
 @pytest.mark.parametrize(("backend", "device"), GPU)
 @pytest.mark.parametrize("name", ["filtered", "literal"])
 def test_half_precision_flips_few_change_points(name: str, backend: str, device: str) -> None:
-    flips, n = half_precision_flips(READINGS[name], (64, 60, 64, 256), backend, device)
+    flips, n = half_precision_flips(READINGS[name], (32, 40, 64, 256), backend, device)
     print(f"fp16 moves {flips} of {n} change-points, {name} reading, random weights, Z 64, H 256")
     assert flips <= 0.01 * n
 
@@ -225,6 +226,29 @@ def test_snippet_scan_matches_reference(size: tuple[int, ...], precision: str, b
     assert_close(*results, precision if backend == "triton" else "fp32")
     for result in results[0][:3]:
         assert not result[torch.arange(n) >= given["lengths"][:, None]].any()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not GPU, reason="no GPU, and Triton's interpreter is off (test_triton.py turns it on)")
+@pytest.mark.parametrize(("backend", "device"), GPU)
+def test_auto_trusts_a_kernel_that_passes(
+    backend: str, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AHLM_BACKEND", backend)
+    monkeypatch.setenv("AHLM_CACHE", str(tmp_path))
+    calls = []
+    kernel = gpu_module(backend, op.SCAN)
+
+    def forward(*arguments: Any, run: Any = kernel.forward) -> Any:
+        calls.append("forward")
+        return run(*arguments)
+
+    monkeypatch.setattr(kernel, "forward", forward)
+    given = inputs(FILTERED, 2, 2, 3, 5, noise=True, forced=False)
+    run(FILTERED, given, torch.float32, device)
+    (verdict,) = tmp_path.rglob("*.json")
+    assert '"reason": ""' in verdict.read_text()
+    assert len(calls) == 2  # the check and the call
 
 
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
