@@ -21,10 +21,10 @@ HERE = Path(__file__).parent
 SPILL_BOUND = 64
 
 
-def interpret(*selection: str) -> None:
-    """Run `test_fast_scans.py` in a process of its own: Triton reads the switch when a kernel is defined."""
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "test_fast_scans.py")]
+def run_scans(interpret: bool, *selection: str) -> None:
+    """Run `triton_scans.py` in a process of its own: Triton reads the switch when a kernel is defined."""
+    environment = os.environ | {"TRITON_INTERPRET": "1" if interpret else "0"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "triton_scans.py")]
     done = subprocess.run([*command, *selection], env=environment, capture_output=True, text=True)
     print(done.stdout[-8000:])
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
@@ -32,12 +32,17 @@ def interpret(*selection: str) -> None:
 
 
 def test_in_the_interpreter() -> None:
-    interpret()
+    run_scans(True)
 
 
 @pytest.mark.slow
 def test_every_case_in_the_interpreter() -> None:
-    interpret("-m", "slow", "-s")
+    run_scans(True, "-m", "slow", "-s")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_the_gpu() -> None:
+    run_scans(False, "-m", "slow or not slow", "-s")
 
 
 def resources() -> Any:

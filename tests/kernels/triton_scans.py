@@ -1,7 +1,7 @@
-"""Every fast backend against the float64 reference: change-points equal, gradients close, nothing read past an end.
+"""The Triton scans against the float64 reference: change-points equal, gradients close, nothing read past an end.
 
-Here the compiled CPU scans, and Triton where there is a GPU; with TRITON_INTERPRET=1, as `test_triton.py` sets it, the
-Triton kernels on the CPU, instruction by instruction.
+`test_triton.py` runs this file in a process of its own: on a GPU where there is one, and with TRITON_INTERPRET=1 on the
+CPU, instruction by instruction. The compiled CPU scans have the same cases in `test_compiled_scans.py`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,10 @@ import torch
 from torch import Tensor
 
 from ahlm.kernels.change_point_scan import ScanRules, ScanStreams, ScanWeights, change_point_scan, op
-from ahlm.kernels.compiled import core, gpu_module
+from ahlm.kernels.compiled import gpu_module
 from ahlm.kernels.snippet_scan import SnippetWeights, snippet_scan
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-BACKENDS = [("triton", "cpu")] if INTERPRETED else [("cpu", "cpu")] if core is not None else []
-if torch.cuda.is_available() and not INTERPRETED:
-    BACKENDS.append(("triton", "cuda"))
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 
 # largest error in units of the largest value; measured in the interpreter: 3e-6 and 2e-3
 TOLERANCE = {"fp32": 1e-5, "fp16": 1e-2}
@@ -109,11 +106,11 @@ def assert_close(found: Any, expected: Any, precision: str) -> None:
             assert error <= TOLERANCE[precision], error
 
 
-def compare(rules: ScanRules, variant: dict[str, Any], size: tuple[int, ...], backend: str, device: str) -> None:
+def compare(rules: ScanRules, variant: dict[str, Any], size: tuple[int, ...]) -> None:
     variant = dict(variant)
     given = inputs(rules, *size, noise=variant.pop("noise", True), forced=variant.pop("forced", False))
     rules = rules._replace(**variant)
-    output, gradients = run(rules, given, torch.float32, device, backend=backend)
+    output, gradients = run(rules, given, torch.float32, DEVICE, backend="triton")
     expected, by_reference = run(rules, given, torch.float64, "cpu")
     assert torch.equal(output[0], expected[0])
     assert_close(output[1:], expected[1:], "fp32")
@@ -122,57 +119,48 @@ def compare(rules: ScanRules, variant: dict[str, Any], size: tuple[int, ...], ba
         assert not result[torch.arange(size[1]) >= given["lengths"][:, None]].any()
 
 
-@pytest.mark.parametrize(("backend", "device"), BACKENDS)
 @pytest.mark.parametrize("name", CASES)
-def test_matches_reference(name: str, backend: str, device: str) -> None:
-    compare(*CASES[name], (3, 5, 4, 6), backend, device)
+def test_matches_reference(name: str) -> None:
+    compare(*CASES[name], (3, 5, 4, 6))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("backend", "device"), BACKENDS)
 @pytest.mark.parametrize("name", EVERY_CASE)
-def test_matches_reference_in_every_case(name: str, backend: str, device: str) -> None:
-    compare(*EVERY_CASE[name], (5, 7, 5, 21), backend, device)
+def test_matches_reference_in_every_case(name: str) -> None:
+    compare(*EVERY_CASE[name], (5, 7, 5, 21))
 
 
-@pytest.mark.parametrize(("backend", "device"), BACKENDS)
 @pytest.mark.parametrize(
     ("name", "size"), [("filtered", (5, 3, 17, 33)), ("literal", (5, 3, 17, 33)), ("literal", (1, 1, 1, 1))]
 )
-def test_matches_reference_at_odd_sizes(name: str, size: tuple[int, ...], backend: str, device: str) -> None:
-    compare(READINGS[name], {}, size, backend, device)
+def test_matches_reference_at_odd_sizes(name: str, size: tuple[int, ...]) -> None:
+    compare(READINGS[name], {}, size)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("backend", "device"), BACKENDS)
 @pytest.mark.parametrize("size", EVERY_SIZE)
 @pytest.mark.parametrize("name", ["filtered", "literal", "held-constant-start"])
-def test_matches_reference_at_every_size(name: str, size: tuple[int, ...], backend: str, device: str) -> None:
-    compare(READINGS[name], {}, size, backend, device)
+def test_matches_reference_at_every_size(name: str, size: tuple[int, ...]) -> None:
+    compare(READINGS[name], {}, size)
 
 
-GPU = [pair for pair in BACKENDS if pair[0] == "triton"]
-
-
-@pytest.mark.skipif(not GPU, reason="no GPU, and Triton's interpreter is off (test_triton.py turns it on)")
-@pytest.mark.parametrize(("backend", "device"), GPU)
 @pytest.mark.parametrize(
     ("name", "size"),
     [("filtered", (16, 8, 16, 16)), pytest.param("literal", (16, 8, 16, 16), marks=pytest.mark.slow)],
 )
-def test_half_precision(name: str, size: tuple[int, ...], backend: str, device: str) -> None:
+def test_half_precision(name: str, size: tuple[int, ...]) -> None:
     """fp16 moves few change-points; along the same path results and gradients are close."""
     rules = READINGS[name]
-    flips, n = half_precision_flips(rules, size, backend, device)
+    flips, n = half_precision_flips(rules, size)
     assert flips <= 0.01 * n, f"{flips} of {n}"
     given = inputs(rules, *size, noise=True, forced=True)
-    output, gradients = run(rules, given, torch.float32, device, backend=backend, precision="fp16")
+    output, gradients = run(rules, given, torch.float32, DEVICE, backend="triton", precision="fp16")
     expected, by_reference = run(rules, given, torch.float64, "cpu")
     assert_close(output[1:], expected[1:], "fp16")
     assert_close(gradients, by_reference, "fp16")
 
 
-def half_precision_flips(rules: ScanRules, size: tuple[int, ...], backend: str, device: str) -> tuple[int, int]:
+def half_precision_flips(rules: ScanRules, size: tuple[int, ...]) -> tuple[int, int]:
     """Change-points that fp16 moves, and snippets with a test."""
     given = inputs(rules, *size, noise=True, forced=False)
     given["lengths"] = torch.full_like(given["lengths"], size[1])
@@ -182,7 +170,7 @@ def half_precision_flips(rules: ScanRules, size: tuple[int, ...], backend: str, 
     found, expected = (
         run(rules, given, dtype, where, **options)[0][0]
         for dtype, where, options in (
-            (torch.float32, device, {"backend": backend, "precision": "fp16"}),
+            (torch.float32, DEVICE, {"backend": "triton", "precision": "fp16"}),
             (torch.float64, "cpu", {}),
         )
     )
@@ -191,20 +179,17 @@ def half_precision_flips(rules: ScanRules, size: tuple[int, ...], backend: str, 
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not GPU, reason="no GPU, and Triton's interpreter is off (test_triton.py turns it on)")
-@pytest.mark.parametrize(("backend", "device"), GPU)
 @pytest.mark.parametrize("name", ["filtered", "literal"])
-def test_half_precision_flips_few_change_points(name: str, backend: str, device: str) -> None:
-    flips, n = half_precision_flips(READINGS[name], (32, 40, 64, 256), backend, device)
+def test_half_precision_flips_few_change_points(name: str) -> None:
+    flips, n = half_precision_flips(READINGS[name], (32, 40, 64, 256))
     print(f"fp16 moves {flips} of {n} change-points, {name} reading, random weights, Z 64, H 256")
     assert flips <= 0.01 * n
 
 
-@pytest.mark.parametrize(("backend", "device"), BACKENDS)
 @pytest.mark.parametrize(
     ("size", "precision"), [((3, 5, 3, 5), "fp32"), ((5, 3, 17, 33), "fp32"), ((3, 5, 3, 5), "fp16")]
 )
-def test_snippet_scan_matches_reference(size: tuple[int, ...], precision: str, backend: str, device: str) -> None:
+def test_snippet_scan_matches_reference(size: tuple[int, ...], precision: str) -> None:
     batch, n, z, h = size
     generator = torch.Generator().manual_seed(0)
     given = inputs(FILTERED, batch, n, z, h, noise=True, forced=True)
@@ -213,7 +198,7 @@ def test_snippet_scan_matches_reference(size: tuple[int, ...], precision: str, b
     tensors = [given["streams"][0], second, *given["weights"][:4], *heads, given["weights"][7]]
     results = []
     for dtype, where, options in (
-        (torch.float32, device, {"backend": backend, "precision": precision}),
+        (torch.float32, DEVICE, {"backend": "triton", "precision": precision}),
         (torch.float64, "cpu", {}),
     ):
         leaves = [t.to(where, dtype, copy=True).requires_grad_() for t in tensors]
@@ -223,21 +208,17 @@ def test_snippet_scan_matches_reference(size: tuple[int, ...], precision: str, b
         )
         weighted(output).backward()
         results.append([t.detach().cpu() for t in (*output, *(leaf.grad for leaf in leaves))])
-    assert_close(*results, precision if backend == "triton" else "fp32")
+    assert_close(*results, precision)
     for result in results[0][:3]:
         assert not result[torch.arange(n) >= given["lengths"][:, None]].any()
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not GPU, reason="no GPU, and Triton's interpreter is off (test_triton.py turns it on)")
-@pytest.mark.parametrize(("backend", "device"), GPU)
-def test_auto_trusts_a_kernel_that_passes(
-    backend: str, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AHLM_BACKEND", backend)
+def test_auto_trusts_a_kernel_that_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AHLM_BACKEND", "triton")
     monkeypatch.setenv("AHLM_CACHE", str(tmp_path))
     calls = []
-    kernel = gpu_module(backend, op.SCAN)
+    kernel = gpu_module("triton", op.SCAN)
 
     def forward(*arguments: Any, run: Any = kernel.forward) -> Any:
         calls.append("forward")
@@ -245,17 +226,16 @@ def test_auto_trusts_a_kernel_that_passes(
 
     monkeypatch.setattr(kernel, "forward", forward)
     given = inputs(FILTERED, 2, 2, 3, 5, noise=True, forced=False)
-    run(FILTERED, given, torch.float32, device)
+    run(FILTERED, given, torch.float32, DEVICE)
     (verdict,) = tmp_path.rglob("*.json")
     assert '"reason": ""' in verdict.read_text()
     assert len(calls) == 2  # the check and the call
 
 
-@pytest.mark.parametrize(("backend", "device"), BACKENDS)
-def test_registration(backend: str, device: str) -> None:
+def test_registration() -> None:
     given = inputs(LITERAL, 2, 1, 2, 3, noise=True, forced=False)
-    tensors = [None if t is None else t.nan_to_num(0.5).to(device).requires_grad_()
+    tensors = [None if t is None else t.nan_to_num(0.5).to(DEVICE).requires_grad_()
                for t in (*given["streams"], *given["weights"])]  # fmt: skip
-    rest = (given["noise"].nan_to_num(0.5).to(device), given["lengths"].to(device), None)
-    arguments = (*tensors, *rest, *op._flat(LITERAL), backend, "fp32")
+    rest = (given["noise"].nan_to_num(0.5).to(DEVICE), given["lengths"].to(DEVICE), None)
+    arguments = (*tensors, *rest, *op._flat(LITERAL), "triton", "fp32")
     torch.library.opcheck(torch.ops.ahlm.change_point_scan.default, arguments)
