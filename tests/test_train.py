@@ -436,11 +436,6 @@ def test_deterministic_mode_is_torchs(tmp_path: Path, monkeypatch: pytest.Monkey
     assert os.environ.pop("CUBLAS_WORKSPACE_CONFIG") == ":4096:8"
 
 
-def test_a_device_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--device", "gpu", "--output-dir", str(tmp_path / "run")]) == 3
-    assert "expected auto, cpu, cuda or cuda:N" in capsys.readouterr().err
-
-
 def test_batches_made_ahead_are_those_of_their_step() -> None:
     dataset, config = demo_dataset("train"), short_config()
     trainer = Trainer(new_model(dataset, config), dataset, config)
