@@ -48,17 +48,20 @@ def resampled_map(
         protocol: in seconds.
 
     Raises:
-        ValueError: a protocol in snippets, whose rounding is not done here.
+        ValueError: a protocol that rounds to snippets or leaves videos out, which is not done here.
     """
-    if protocol.snippet_s is not None:
-        raise ValueError(f"the bootstrap compares segments in seconds, got protocol {protocol.name}")
+    if protocol.snippet is not None or protocol.left_out:
+        raise ValueError(f"the bootstrap takes all videos, in seconds; got protocol {protocol.name}")
     videos, classes, truth = truth_instances("ground truth", database)
     found, _ = predicted_instances("predictions", results, videos, classes)
     low, high = protocol.averages[-1]
     tious = np.array([tiou for tiou in protocol.tious if low <= tiou <= high])
-    matched = average_precision(truth, found, len(videos), len(classes), tious, want_matches=True).matched
+    taken_by = average_precision(truth, found, len(videos), len(classes), tious).taken_by
+    correct = np.zeros((len(tious), found.size), bool)
+    for right, taken in zip(correct, taken_by, strict=True):
+        right[taken[taken >= 0]] = True
     order = np.argsort(-found.score, kind="stable")
-    found, correct = found.where(order), matched[:, order] >= 0
+    found, correct = found.where(order), correct[:, order]
     ap = np.full((len(classes), len(tious), len(counts)), np.nan)
     for c in range(len(classes)):
         members = np.flatnonzero(found.class_index == c)
