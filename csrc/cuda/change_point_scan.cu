@@ -1,0 +1,616 @@
+// The change-point scan (eqs. 4-8) and its reverse, on clusters of 8 blocks: nvcc for sm_90, or any C++ compiler with
+// -DAHLM_EMULATE (emulation.hpp). What is computed is in kernels/change_point_scan/reference.py and not repeated here.
+//
+// A cluster takes eight videos, of neighbouring length. Each block owns an eighth of the units of the state and eight
+// latent dimensions, with their weights. A step is two rounds through distributed shared memory: every block sends its
+// units' d' to all, and its latents and shares of the KLs to all. All blocks then know the decision.
+// What is read in a step was sent in it, and nobody sends in the next step before having read in this one and having
+// heard from all; so one buffer is enough for latents, and two for the state, whose senders run a round ahead.
+#include "change_point_scan.hpp"
+#include "gaussian.hpp"
+#include "hardware.hpp"
+#include "products.hpp"
+
+namespace ahlm::gpu {
+namespace {
+
+// What one thread waits for another at; the emulation can leave one out, to see that it would be missed.
+enum Wait { kOpened = 1, kHeadParts, kMessage, kOwnState, kState, kLatents, kEvidence, kGates, kGateParts };
+
+struct Video {
+  int row, length;  // its first row of (B, T); length 0 where the cluster has fewer than eight videos
+};
+template <typename Job>
+AHLM_DEVICE Video video_at(const Job& job, int slot) {
+  const int index = cluster_index() * kVideos + slot;
+  if (index >= job.batch) return {0, 0};
+  const int video = static_cast<int>(job.order[index]);
+  return {video * job.snippets, static_cast<int>(job.lengths[video])};
+}
+AHLM_DEVICE std::size_t at(int row, int width, int column) {
+  return static_cast<std::size_t>(row) * static_cast<std::size_t>(width) + static_cast<std::size_t>(column);
+}
+AHLM_DEVICE float converted(float x, float) { return x; }
+AHLM_DEVICE Half converted(float x, Half) { return to_half(x); }
+
+template <int kBytes>
+struct alignas(kBytes) Chunk {
+  std::uint32_t words[kBytes / 4];
+};
+template <int kBytes>
+AHLM_DEVICE Chunk<kBytes> chunk_at(const void* aligned) {
+  Chunk<kBytes> chunk;
+  __builtin_memcpy(&chunk, __builtin_assume_aligned(aligned, kBytes), kBytes);
+  return chunk;
+}
+
+// ---- forward
+
+template <int kH, typename Number, bool kTransition>
+struct ForwardShared {
+  using Weights = Products<kH, Number, kTransition>;
+  alignas(16) Number state[2][kVideos][Weights::kRow];
+  LatentMessage<Number> messages[kRanks], outgoing;
+  alignas(16) Number own_state[kH / 32][kVideos][4];
+  float head_parts[kH / 32][2][4][32];
+  typename Weights::Shared weights;
+  Mailbox state_box[2], latent_box;
+};
+
+// What a latent dimension of a video needs of the streams for the step from column t to t + 1.
+struct Column {
+  Gauss start, posterior, prior;
+  float noise;
+};
+AHLM_DEVICE Gauss stream_at(const float* stream, int row, int latents, int z) {
+  if (!stream) return {0.0f, 0.0f};
+  return {stream[at(row, 2 * latents, z)], stream[at(row, 2 * latents, latents + z)]};
+}
+AHLM_DEVICE Column column_at(const AhlmCudaScan& job, const Video& video, int t, int z) {
+  if (t + 1 >= video.length || z >= job.latent_size) return {};
+  const int row = video.row + t;
+  return {stream_at(job.start, row + 1, job.latent_size, z), stream_at(job.posterior, row + 1, job.latent_size, z),
+          stream_at(job.prior, row, job.latent_size, z), job.noise ? job.noise[at(row + 1, job.latent_size, z)] : 0.0f};
+}
+AHLM_DEVICE void write_latent(const AhlmCudaScan& job, int row, int z, float latent, const Gauss& belief) {
+  const std::size_t place = at(row, job.latent_size, z);
+  job.latent[place] = latent;
+  job.belief_mean[place] = belief.mean;
+  job.belief_log_std[place] = belief.log_std;
+}
+
+// Of a tile of the GRU: what a lane's own unit and video need. Lanes 0-15 hold reset gates and the state's part of the
+// candidate, lanes 16-31 update gates and the input's part; they swap a column each.
+struct Gates {
+  float reset, update, from_state, from_input;
+};
+AHLM_DEVICE Gates own_gates(const float (&c)[4], bool low) {
+  const float first = shuffle_xor(low ? c[1] : c[0], 16), second = shuffle_xor(low ? c[3] : c[2], 16);
+  return {low ? c[0] : first, low ? first : c[1], low ? c[2] : second, low ? second : c[3]};
+}
+
+// The sum of the heads' products over the warps, for the first warp; the others get nothing of use.
+template <int kHeads, typename Shared, typename Number, typename Weights>
+AHLM_DEVICE void multiply_heads(Shared& shared, const Weights& weights, const Number (&d)[kVideos][Weights::kRow],
+                                int warp, int lane, int n_warps, float (&heads)[kHeads][4]) {
+  weights.of_heads(shared.weights, d, warp, lane, heads);
+  for (int i = 0; i < kHeads; ++i)
+    for (int j = 0; j < 4; ++j) shared.head_parts[warp][i][j][lane] = heads[i][j];
+  if (keeps(kHeadParts)) block_barrier();
+  if (warp != 0) return;
+  for (int i = 0; i < kHeads; ++i)
+    for (int j = 0; j < 4; ++j) {
+      heads[i][j] = 0.0f;
+      for (int w = 0; w < n_warps; ++w) heads[i][j] += shared.head_parts[w][i][j][lane];
+    }
+}
+
+// By the first warp: this block's latents (before and after a change) and KLs to every block.
+template <typename Shared, typename Number>
+AHLM_DEVICE void publish(Shared& shared, int lane, const float (&latent)[2][2], float (&kl)[3][2], Number number) {
+  AHLM_UNROLL
+  for (int i = 0; i < 3; ++i)
+    for (int j = 0; j < 2; ++j)
+      for (int mask = 4; mask < 32; mask *= 2) kl[i][j] += shuffle_xor(kl[i][j], mask);
+  AHLM_UNROLL
+  for (int j = 0; j < 2; ++j) {
+    const int slot = 2 * (lane % 4) + j;
+    for (int i = 0; i < 2; ++i) shared.outgoing.latent[i][slot][lane / 4] = converted(latent[i][j], number);
+    if (lane < 4)
+      for (int i = 0; i < 3; ++i) shared.outgoing.kl[i][slot] = kl[i][j];
+  }
+  if (keeps(kMessage)) warp_barrier();
+  constexpr int kPieces = sizeof(shared.outgoing) / 16;
+  const char* const from = reinterpret_cast<const char*>(&shared.outgoing);
+  char* const to = reinterpret_cast<char*>(&shared.messages[cluster_rank()]);
+  for (int i = lane; i < kPieces * kRanks; i += 32) {
+    const int offset = i % kPieces * 16;
+    send(chunk_at<16>(from + offset), to + offset, &shared.latent_box, i / kPieces);
+  }
+}
+
+template <int kH, typename Number, bool kTransition>
+AHLM_KERNEL(kH) scan_forward(const AhlmCudaScan job) {
+  using Shared = ForwardShared<kH, Number, kTransition>;
+  using Math = Numbers<sizeof(Number) == 2>;
+  constexpr int kWarps = kH / 32, kHeads = kTransition ? 2 : 1, kOwn = kH / kRanks;
+  Shared& shared = shared_memory<Shared>();
+  const int lane = thread_index() % 32, warp = thread_index() / 32, rank = cluster_rank();
+  const int pair = 2 * (lane % 4);
+  const bool low = lane < 16;
+  const Number number{};
+
+  // of the decision every lane does one video; of the GRU one video and unit; of the heads, in the first warp, one
+  // latent dimension and two videos
+  const Video judged = video_at(job, lane % 8);
+  const int slot = pair + lane / 16, unit = rank * kOwn + 4 * warp + lane / 4 % 4;
+  const Video moved = video_at(job, slot);
+  const int z = rank * kOwnLatents + lane / 4;
+  const bool is_latent = z < job.latent_size;
+  const Video drawn[2] = {video_at(job, pair), video_at(job, pair + 1)};
+  const int steps = video_at(job, 0).length - 1;  // the first is the longest
+
+  typename Shared::Weights weights;
+  weights.load(job, shared.weights, warp, lane);
+  const float d0 = job.initial_state[unit];
+  const float bias_reset = job.gru_input_bias[unit] + job.gru_state_bias[unit];
+  const float bias_update = job.gru_input_bias[kH + unit] + job.gru_state_bias[kH + unit];
+  const float bias_input = job.gru_input_bias[2 * kH + unit], bias_state = job.gru_state_bias[2 * kH + unit];
+  for (int i = thread_index(); i < kVideos * kH; i += kH)
+    shared.state[1][i / kH][i % kH] = converted(job.initial_state[i % kH], number);
+  constexpr int kStateBytes = kVideos * kH * static_cast<int>(sizeof(Number));
+  constexpr int kLatentBytes = sizeof shared.messages;
+  if (thread_index() == 0) {
+    for (int i = 0; i < 2; ++i) mailbox_open(&shared.state_box[i]);
+    mailbox_open(&shared.latent_box);
+    mailboxes_opened();
+    for (int i = 0; i < 2; ++i) mailbox_expect(&shared.state_box[i], kStateBytes);
+    mailbox_expect(&shared.latent_box, kLatentBytes);
+  }
+  block_barrier();
+  if (keeps(kOpened)) cluster_barrier();
+
+  // what the weights make of d0: of the GRU at the start and after every reset, of the heads for the static prior
+  float tile[4], heads[kHeads][4];
+  weights.of_state(shared.weights, shared.state[1], warp, lane, tile);
+  const Gates gates_of_start = own_gates(tile, low);
+  multiply_heads(shared, weights, shared.state[1], warp, lane, kWarps, heads);
+  const Gauss prior_of_start{heads[0][0], heads[0][2]};
+
+  // column 0
+  Gauss belief[2], prior_of_state[2] = {prior_of_start, prior_of_start}, bias{0.0f, 0.0f};
+  Column upcoming[2];
+  if (warp == 0) {
+    if (is_latent && job.prior_bias) bias = {job.prior_bias[z], job.prior_bias[job.latent_size + z]};
+    float latent[2][2], kl[3][2] = {};
+    AHLM_UNROLL
+    for (int j = 0; j < 2; ++j) {
+      belief[j] = {0.0f, 0.0f};
+      float noise = 0.0f;
+      if (drawn[j].length > 0 && is_latent) {
+        belief[j] = clamped(stream_at(job.start, drawn[j].row, job.latent_size, z));
+        if (job.noise) noise = job.noise[at(drawn[j].row, job.latent_size, z)];
+      }
+      latent[0][j] = latent[1][j] = belief[j].mean + Math::exp(belief[j].log_std) * noise;
+      kl[2][j] = Math::kl(belief[j], {0.0f, 0.0f});
+      if (drawn[j].length > 0 && is_latent) write_latent(job, drawn[j].row, z, latent[0][j], belief[j]);
+      upcoming[j] = column_at(job, drawn[j], 0, z);
+    }
+    publish(shared, lane, latent, kl, number);
+  }
+  mailbox_wait(&shared.latent_box, 0);
+  if (thread_index() == 0) mailbox_expect(&shared.latent_box, kLatentBytes);
+  const auto whole = [&](int which) {
+    float total = 0.0f;
+    for (int i = 0; i < kRanks; ++i) total += shared.messages[i].kl[which][lane % 8];
+    return total;
+  };
+  const bool writes_decisions = rank == 0 && warp == kWarps - 1 && lane < 8;
+  if (writes_decisions && judged.length > 0) {
+    job.change_points[judged.row] = 0;
+    job.kl_static[judged.row] = job.kl_change[judged.row] = 0.0f;
+    job.kl_charged[judged.row] = whole(2);
+  }
+  if (moved.length > 0) job.state[at(moved.row, kH, unit)] = d0;
+
+  unsigned changed = 0;  // a bit a video
+  int waiting = 0;
+  float d = d0, beta = job.beta0;
+  Gates gates = gates_of_start;
+  for (int t = 0; t < steps; ++t) {
+    const int buffer = t % 2, phase = t / 2 % 2;
+
+    // d' of this block's units, to all
+    weights.of_latent(shared.weights, shared.messages, changed, warp, lane, tile);
+    const Gates input = own_gates(tile, low);
+    const float reset = Math::sigmoid(input.reset + gates.reset + bias_reset);
+    const float update = Math::sigmoid(input.update + gates.update + bias_update);
+    const float candidate = Math::tanh(input.from_input + bias_input + reset * (gates.from_state + bias_state));
+    const float next = candidate + update * (d - candidate);
+    shared.own_state[warp][slot][lane / 4 % 4] = converted(next, number);
+    if (keeps(kOwnState)) warp_barrier();
+    const auto four = chunk_at<4 * sizeof(Number)>(shared.own_state[warp][lane % 8]);
+    for (int i = 0; i < 2; ++i)
+      send(four, &shared.state[buffer][lane % 8][rank * kOwn + 4 * warp], &shared.state_box[buffer], lane / 8 * 2 + i);
+    if (keeps(kState)) mailbox_wait(&shared.state_box[buffer], phase);
+    if (thread_index() == 0) mailbox_expect(&shared.state_box[buffer], kStateBytes);
+
+    // eqs. 4-6 of this block's latent dimensions, to all
+    multiply_heads(shared, weights, shared.state[buffer], warp, lane, kWarps, heads);
+    Gauss fresh[2], fused[2];
+    float latent[2][2];
+    if (warp == 0) {
+      float kl[3][2];
+      AHLM_UNROLL
+      for (int j = 0; j < 2; ++j) {
+        const Column column = upcoming[j];
+        upcoming[j] = column_at(job, drawn[j], t + 1, z);
+        const Gauss prior{heads[0][j], heads[0][2 + j]};
+        const Gauss r = clamped(column.start);
+        Gauss e = r;
+        if constexpr (kTransition) e = clamped(sum(column.posterior, {heads[1][j], heads[1][2 + j]}));
+        const Gauss p_static = job.held ? belief[j] : clamped(sum(column.prior, prior_of_state[j]));
+        const Gauss offset = job.change_prior == 2 ? column.prior : bias;
+        const Gauss p_change = clamped(job.change_prior == 1 ? offset : sum(offset, prior));
+        fused[j] = Math::fuse(belief[j], e, job.belief_weight, job.evidence_weight);
+        fresh[j] = pick(job.reset, r, e);
+        kl[0][j] = is_latent ? Math::kl(fused[j], p_static) : 0.0f;
+        kl[1][j] = is_latent ? Math::kl(fused[j], p_change) : 0.0f;
+        kl[2][j] = is_latent ? Math::kl(fresh[j], p_change) : 0.0f;
+        latent[0][j] = fused[j].mean + Math::exp(fused[j].log_std) * column.noise;
+        latent[1][j] = fresh[j].mean + Math::exp(fresh[j].log_std) * column.noise;
+        prior_of_state[j] = prior;
+      }
+      publish(shared, lane, latent, kl, number);
+    }
+
+    // what the weights make of d', while the KLs are on their way
+    weights.of_state(shared.weights, shared.state[buffer], warp, lane, tile);
+    gates = own_gates(tile, low);
+    if (keeps(kLatents)) mailbox_wait(&shared.latent_box, (t + 1) % 2);
+    if (thread_index() == 0) mailbox_expect(&shared.latent_box, kLatentBytes);
+
+    // eqs. 7-8, the same in every warp of every block
+    const float kl_static = whole(0), kl_change = whole(1);
+    const bool is_real = t + 1 < judged.length, is_tested = is_real && waiting == 0;
+    bool is_change = is_tested && kl_static > beta * kl_change;
+    if (is_tested) {
+      beta += is_change ? job.alpha : -job.alpha_down;
+      beta = fminf(fmaxf(beta, job.beta_low), job.beta_high);
+    }
+    if (job.forced_changes) is_change = is_real && job.forced_changes[judged.row + t + 1];
+    waiting = is_change ? job.refractory : waiting > 0 ? waiting - 1 : 0;
+    changed = ballot(is_change);
+    if (writes_decisions && is_real) {
+      const int row = judged.row + t + 1;
+      job.change_points[row] = is_change;
+      job.kl_static[row] = kl_static;
+      job.kl_change[row] = kl_change;
+      job.kl_charged[row] = is_change ? whole(2) : kl_static;
+    }
+
+    const bool restarts = !job.uses_state || (job.reset && (changed >> slot & 1));
+    d = restarts ? d0 : next;
+    if (restarts) gates = gates_of_start;
+    if (t + 1 < moved.length) job.state[at(moved.row + t + 1, kH, unit)] = d;
+    if (warp == 0) {
+      AHLM_UNROLL
+      for (int j = 0; j < 2; ++j) {
+        const bool now = changed >> (pair + j) & 1;
+        belief[j] = pick(now, fresh[j], fused[j]);
+        if (now && job.reset) prior_of_state[j] = prior_of_start;
+        if (t + 1 < drawn[j].length && is_latent)
+          write_latent(job, drawn[j].row + t + 1, z, now ? latent[1][j] : latent[0][j], belief[j]);
+      }
+    }
+  }
+  cluster_barrier();  // a block's memory outlives all that is sent to it, whoever changes the loop above
+}
+
+// ---- reverse: the gradients that are handed from step to step; everything else is done for all steps at once, outside
+
+constexpr int kBeliefTerms = 9;
+
+template <int kH, bool kTransition>
+struct ReverseShared {
+  static constexpr int kOwn = kH / kRanks, kGroups = kOwn / 8 + 1;  // eights of rows: own units, and latents
+  static constexpr int kGateRow = 4 * kH + 4, kWeightRow = 3 * kH + 4, kEvidenceRow = 2 * kMostLatents + 4;
+  alignas(16) float gates[2][kVideos][kGateRow];  // a unit's reset, update, candidate's input part, its state part
+  alignas(16) float evidence[kVideos][kEvidenceRow];  // a dimension's mean, log deviation
+  alignas(16) float weights[8 * kGroups][kWeightRow];
+  alignas(16) float posterior[kTransition ? kOwn : 1][kEvidenceRow];
+  float parts[kH / 32][kGroups][2][32];
+  Mailbox gate_box[2], evidence_box;
+};
+
+// What one unit of a video needs for the step between columns t and t + 1, and for column t.
+struct UnitTerms {
+  float to_candidate, to_reset, to_update, reset, update, into, through;
+  bool restarts;
+};
+AHLM_DEVICE UnitTerms unit_terms(const AhlmCudaReverse& job, const Video& video, int t, int unit) {
+  if (t < 0 || t >= video.length) return {};
+  const std::size_t place = at(video.row + t, job.state_size, unit);
+  UnitTerms terms{};
+  terms.into = job.into_state[place];
+  if (t + 1 >= video.length) return terms;
+  terms.to_candidate = job.to_candidate[place];
+  terms.to_reset = job.to_reset[place];
+  terms.to_update = job.to_update[place];
+  terms.reset = job.reset[place];
+  terms.update = job.update[place];
+  terms.through = job.through_state[place];
+  terms.restarts = job.restarts[video.row + t + 1];
+  return terms;
+}
+struct BeliefTerms {
+  float into_mean, into_log_std, noise_std, share, pull, mean, log_std, rest, inside;
+};
+AHLM_DEVICE BeliefTerms belief_terms(const AhlmCudaReverse& job, const Video& video, int t, int z) {
+  if (t < 0 || t >= video.length || z >= job.latent_size) return {};
+  const float* const p = job.belief_terms + at(video.row + t, kBeliefTerms * job.latent_size, z);
+  const auto term = [=](int i) { return p[i * job.latent_size]; };
+  return {term(0), term(1), term(2), term(3), term(4), term(5), term(6), term(7), term(8)};
+}
+
+template <int kH, bool kTransition>
+AHLM_KERNEL(kH) scan_reverse(const AhlmCudaReverse job) {
+  using Shared = ReverseShared<kH, kTransition>;
+  constexpr int kWarps = kH / 32, kOwn = Shared::kOwn, kGroups = Shared::kGroups;
+  Shared& shared = shared_memory<Shared>();
+  const int lane = thread_index() % 32, warp = thread_index() / 32, rank = cluster_rank();
+  const int latents = job.latent_size;
+
+  // every lane has a unit and a video, those of the first two warps also a latent dimension of the same video
+  const int slot = 2 * (lane % 4) + warp % 2, own = 8 * (warp / 2) + lane / 4, unit = rank * kOwn + own;
+  const Video video = video_at(job, slot);
+  const int z = rank * kOwnLatents + lane / 4;
+  const bool has_latent = warp < 2;
+  const int last = video_at(job, 0).length - 1;
+
+  for (int i = thread_index(); i < 3 * kH * kOwn; i += kH) {
+    const int row = i % kOwn, k = i / kOwn % kH, gate = i / kOwn / kH;
+    shared.weights[row][3 * k + gate] = job.gru_state[at(gate * kH + k, kH, rank * kOwn + row)];
+  }
+  for (int i = thread_index(); i < 3 * kH * kOwnLatents; i += kH) {
+    const int row = i % kOwnLatents, k = i / kOwnLatents % kH, gate = i / kOwnLatents / kH;
+    const int latent = rank * kOwnLatents + row;
+    shared.weights[kOwn + row][3 * k + gate] = latent < latents ? job.gru_input[at(gate * kH + k, latents, latent)] : 0.0f;
+  }
+  if constexpr (kTransition) {
+    for (int i = thread_index(); i < 2 * kMostLatents * kOwn; i += kH) {
+      const int row = i % kOwn, latent = i / kOwn % kMostLatents, part = i / kOwn / kMostLatents;
+      const float* const from = job.posterior_state + at(part * latents + latent, kH, rank * kOwn + row);
+      shared.posterior[row][2 * latent + part] = latent < latents ? *from : 0.0f;
+    }
+  }
+  constexpr int kGateBytes = kVideos * kH * 16, kEvidenceBytes = kVideos * kMostLatents * 8;
+  if (thread_index() == 0) {
+    for (int i = 0; i < 2; ++i) mailbox_open(&shared.gate_box[i]);
+    mailbox_open(&shared.evidence_box);
+    mailboxes_opened();
+    for (int i = 0; i < 2; ++i) mailbox_expect(&shared.gate_box[i], kGateBytes);
+    mailbox_expect(&shared.evidence_box, kEvidenceBytes);
+  }
+  cluster_barrier();
+
+  // gradients at the column in hand: of the state and of v as later steps give them, of the belief likewise
+  float to_state = 0.0f, to_latent = 0.0f;
+  Gauss carried{0.0f, 0.0f};
+  BeliefTerms belief = has_latent ? belief_terms(job, video, last, z) : BeliefTerms{};
+  float into = unit_terms(job, video, last, unit).into;
+  UnitTerms upcoming = unit_terms(job, video, last - 1, unit);
+  for (int column = last;; --column) {
+    const bool is_real = column < video.length;
+    const int turn = last - column, buffer = turn % 2, phase = turn / 2 % 2;
+    if (has_latent) {
+      const float mean = carried.mean + belief.into_mean + to_latent;
+      const float log_std = carried.log_std + belief.into_log_std + to_latent * belief.noise_std;
+      carried = {belief.mean + belief.share * mean, belief.log_std + belief.share * log_std - belief.pull * mean};
+      if (is_real && z < latents) {
+        job.belief_gradient[at(video.row + column, 2 * latents, z)] = mean;
+        job.belief_gradient[at(video.row + column, 2 * latents, latents + z)] = log_std;
+      }
+      if constexpr (kTransition) {
+        alignas(8) const float evidence[2] = {belief.rest * mean, belief.inside * (belief.rest * log_std + belief.pull * mean)};
+        if (column > 0)
+          for (int i = 0; i < kRanks; ++i)
+            send(chunk_at<8>(evidence), &shared.evidence[slot][2 * z], &shared.evidence_box, i);
+      }
+      belief = belief_terms(job, video, column - 1, z);
+    }
+    to_state += into;
+    if (is_real) job.state_gradient[at(video.row + column, kH, unit)] = to_state;
+    if (column == 0) break;
+
+    const UnitTerms terms = upcoming;
+    upcoming = unit_terms(job, video, column - 2, unit);
+    into = terms.into;
+    float to_next = (terms.restarts ? 0.0f : to_state) + terms.through;
+    if constexpr (kTransition) {
+      if (keeps(kEvidence)) mailbox_wait(&shared.evidence_box, turn % 2);
+      if (thread_index() == 0) mailbox_expect(&shared.evidence_box, kEvidenceBytes);
+      for (int k = 0; k < 2 * kMostLatents; k += 4) {
+        const float4 w = *reinterpret_cast<const float4*>(&shared.posterior[own][k]);
+        const float4 e = *reinterpret_cast<const float4*>(&shared.evidence[slot][k]);
+        to_next += w.x * e.x + w.y * e.y + w.z * e.z + w.w * e.w;
+      }
+    }
+    const float to_candidate = to_next * terms.to_candidate;
+    alignas(16) const float gates[4] = {to_candidate * terms.to_reset, to_next * terms.to_update, to_candidate,
+                                        to_candidate * terms.reset};
+    AHLM_UNROLL
+    for (int i = 0; i < kRanks; ++i)
+      send(chunk_at<16>(gates), &shared.gates[buffer][slot][4 * unit], &shared.gate_box[buffer], i);
+    if (keeps(kGates)) mailbox_wait(&shared.gate_box[buffer], phase);
+    if (thread_index() == 0) mailbox_expect(&shared.gate_box[buffer], kGateBytes);
+
+    // back through the weights: each warp 32 units' gates, then the sum over warps
+    float c[kGroups][2] = {};
+#ifndef AHLM_EMULATE
+#pragma unroll 2
+#endif
+    for (int k = 32 * warp; k < 32 * warp + 32; k += 4) {
+      float4 x[2][4];
+      AHLM_UNROLL
+      for (int j = 0; j < 2; ++j)
+        AHLM_UNROLL
+        for (int m = 0; m < 4; ++m)
+          x[j][m] = *reinterpret_cast<const float4*>(&shared.gates[buffer][2 * (lane % 4) + j][4 * (k + m)]);
+      AHLM_UNROLL
+      for (int i = 0; i < kGroups; ++i) {
+        float w[12];
+        AHLM_UNROLL
+        for (int m = 0; m < 3; ++m) {
+          const float4 four = *reinterpret_cast<const float4*>(&shared.weights[8 * i + lane / 4][3 * k + 4 * m]);
+          w[4 * m] = four.x, w[4 * m + 1] = four.y, w[4 * m + 2] = four.z, w[4 * m + 3] = four.w;
+        }
+        AHLM_UNROLL
+        for (int m = 0; m < 4; ++m)
+          AHLM_UNROLL
+          for (int j = 0; j < 2; ++j)
+            c[i][j] += w[3 * m] * x[j][m].x + w[3 * m + 1] * x[j][m].y +
+                       w[3 * m + 2] * (i == kGroups - 1 ? x[j][m].z : x[j][m].w);
+      }
+    }
+    AHLM_UNROLL
+    for (int i = 0; i < kGroups; ++i)
+      for (int j = 0; j < 2; ++j) shared.parts[warp][i][j][lane] = c[i][j];
+    if (keeps(kGateParts)) block_barrier();
+    to_state = terms.update * to_next;
+    to_latent = 0.0f;
+    for (int w = 0; w < kWarps; ++w) {
+      to_state += shared.parts[w][warp / 2][warp % 2][lane];
+      if (has_latent) to_latent += shared.parts[w][kGroups - 1][warp][lane];
+    }
+  }
+  cluster_barrier();
+}
+
+// ---- launches
+
+#ifdef AHLM_EMULATE
+
+std::uint64_t seed = 0;
+std::string last_error;
+
+template <typename Job>
+int launch(void (*kernel)(Job), const Job& job, int threads, std::size_t shared, void*) {
+  last_error = run((job.batch + kVideos - 1) / kVideos, threads, shared, seed, [&] { kernel(job); });
+  return last_error.empty() ? 0 : -1;
+}
+
+#else
+
+int code(cudaError_t error) { return static_cast<int>(error); }
+
+template <typename Job>
+int launch(void (*kernel)(Job), const Job& job, int threads, std::size_t shared, void* stream) {
+  const int bytes = static_cast<int>(shared);
+  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (error != cudaSuccess) return code(error);
+  const unsigned clusters = static_cast<unsigned>((job.batch + kVideos - 1) / kVideos);
+  kernel<<<clusters * kRanks, static_cast<unsigned>(threads), shared, static_cast<cudaStream_t>(stream)>>>(job);
+  return code(cudaGetLastError());
+}
+
+template <typename Job>
+int measure(void (*kernel)(Job), int threads, std::size_t shared, AhlmCudaResources* found) {
+  const int bytes = static_cast<int>(shared);
+  *found = {-1, -1, bytes, threads, -1};
+  cudaFuncAttributes attributes;
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error != cudaSuccess) return code(error);
+  found->registers = attributes.numRegs;
+  found->local_bytes = static_cast<std::int32_t>(attributes.localSizeBytes);
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(kRanks);
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared;
+  return code(cudaOccupancyMaxActiveClusters(&found->clusters, kernel, &config));
+}
+
+#endif
+
+constexpr int kNoKernel = -2;
+
+// `use(kernel, threads, shared bytes)` with the kernel of a size, a precision and a reading
+template <int kH, typename Use>
+int with_forward(int precision, bool transition, Use use) {
+  if (precision == 32)
+    return transition ? use(scan_forward<kH, float, true>, kH, sizeof(ForwardShared<kH, float, true>))
+                      : use(scan_forward<kH, float, false>, kH, sizeof(ForwardShared<kH, float, false>));
+  return transition ? use(scan_forward<kH, Half, true>, kH, sizeof(ForwardShared<kH, Half, true>))
+                    : use(scan_forward<kH, Half, false>, kH, sizeof(ForwardShared<kH, Half, false>));
+}
+template <int kH, typename Use>
+int with_reverse(bool transition, Use use) {
+  return transition ? use(scan_reverse<kH, true>, kH, sizeof(ReverseShared<kH, true>))
+                    : use(scan_reverse<kH, false>, kH, sizeof(ReverseShared<kH, false>));
+}
+
+}  // namespace
+}  // namespace ahlm::gpu
+
+extern "C" {
+
+using namespace ahlm::gpu;
+
+int ahlm_cuda_change_point_scan(const AhlmCudaScan* scan, std::int32_t precision, void* stream) {
+  if (scan->latent_size > kMostLatents || (precision != 32 && precision != 16)) return kNoKernel;
+  const auto use = [=](auto kernel, int threads, std::size_t shared) {
+    return launch(kernel, *scan, threads, shared, stream);
+  };
+  if (scan->state_size == 256) return with_forward<256>(precision, scan->transition, use);
+#ifdef AHLM_EMULATE
+  if (scan->state_size == 64) return with_forward<64>(precision, scan->transition, use);
+#endif
+  return kNoKernel;
+}
+
+int ahlm_cuda_change_point_reverse(const AhlmCudaReverse* reverse, void* stream) {
+  if (reverse->latent_size > kMostLatents) return kNoKernel;
+  const auto use = [=](auto kernel, int threads, std::size_t shared) {
+    return launch(kernel, *reverse, threads, shared, stream);
+  };
+  if (reverse->state_size == 256) return with_reverse<256>(reverse->transition, use);
+#ifdef AHLM_EMULATE
+  if (reverse->state_size == 64) return with_reverse<64>(reverse->transition, use);
+#endif
+  return kNoKernel;
+}
+
+#ifdef AHLM_EMULATE
+
+void ahlm_emulation_seed(std::uint64_t value) { seed = value; }
+void ahlm_emulation_drop(std::int32_t wait) { machine().dropped = wait; }
+int ahlm_cuda_device_fits() { return 1; }
+int ahlm_cuda_resources(std::int32_t, AhlmCudaResources*) { return kNoKernel; }
+const char* ahlm_cuda_error(int error) { return error == -1 ? last_error.c_str() : "there is no kernel of this size"; }
+
+#else
+
+int ahlm_cuda_device_fits() {
+  int device = 0, major = 0, minor = 0;
+  return cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess && major == 9 &&
+         minor == 0;
+}
+
+int ahlm_cuda_resources(std::int32_t kernel, AhlmCudaResources* resources) {
+  const auto use = [=](auto function, int threads, std::size_t shared) {
+    return measure(function, threads, shared, resources);
+  };
+  if (kernel < 0 || kernel > 5) return kNoKernel;
+  return kernel < 4 ? with_forward<256>(kernel < 2 ? 32 : 16, kernel % 2, use) : with_reverse<256>(kernel % 2, use);
+}
+
+const char* ahlm_cuda_error(int error) {
+  return error < 0 ? "there is no kernel of this size" : cudaGetErrorString(static_cast<cudaError_t>(error));
+}
+
+#endif
+
+}  // extern "C"

@@ -1,0 +1,247 @@
+"""The CUDA kernels of the change-point scan without a card: the same source compiled for the CPU (csrc/cuda/emulation.hpp).
+
+Every thread of a cluster is a fibre, and a seed shuffles what a card leaves open: who runs ahead, what arrives when.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ahlm.kernels.change_point_scan import ScanOutput, ScanRules, ScanStreams, ScanWeights, change_point_scan
+from ahlm.kernels.change_point_scan import fused_cuda as fused
+from ahlm.kernels.change_point_scan.reference_backward import scan_reference_backward
+
+SOURCE = Path(__file__).parents[2] / "csrc" / "cuda" / "change_point_scan.cu"
+READINGS = [
+    ScanRules(static_belief=belief, change_prior=prior, evidence=evidence, belief_weight=0.6, evidence_weight=0.4)
+    for belief, prior, evidence in itertools.product(
+        ("held", "prior"), ("state", "constant", "full"), ("start", "transition")
+    )
+]
+NAMES = ["-".join(map(str, rules[:3])) for rules in READINGS]
+FILTERED = ScanRules()
+LITERAL = ScanRules("prior", "full", "transition", belief_weight=0.0, evidence_weight=1.0)
+LENGTHS = torch.tensor([12, 3, 1, 7, 12, 9, 2, 5, 11, 4])  # two clusters
+SEEDS = range(8)
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> fused.Library:
+    compiler = os.environ.get("CXX") or shutil.which("g++")
+    if not compiler or not SOURCE.is_file():
+        pytest.skip("no C++ compiler, or not in a checkout")
+    path = tmp_path_factory.mktemp("emulation") / "emulation.so"
+    flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-U_FORTIFY_SOURCE"]
+    command = [compiler, "-x", "c++", *flags, "-DAHLM_EMULATE", str(SOURCE), "-o", str(path)]
+    subprocess.run(command, check=True)
+    return fused.Library(path, "cpu")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_dropped(emulated: fused.Library) -> Any:
+    emulated.calls.ahlm_emulation_seed(ctypes.c_uint64(0))
+    yield
+    emulated.calls.ahlm_emulation_drop(0)
+
+
+def case(rules: ScanRules, batch: int = 10, n: int = 12, z: int = 12, h: int = 64) -> dict[str, Any]:
+    """Random inputs; streams and weights are those the rules need; NaN past the videos' ends."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int, scale: float = 1.0) -> Tensor:
+        return scale * torch.randn(*shape, generator=generator)
+
+    needs_prior = rules.static_belief == "prior" or rules.change_prior == "full"
+    follows = rules.evidence == "transition"
+    streams = [draw(batch, n, 2 * z) if needed else None for needed in (True, needs_prior, follows)]
+    weights = ScanWeights(
+        draw(3 * h, z, scale=z**-0.5),
+        draw(3 * h, h, scale=h**-0.5),
+        draw(3 * h, scale=0.1),
+        draw(3 * h, scale=0.1),
+        draw(2 * z, h, scale=h**-0.5) if needs_prior or rules.change_prior == "state" else None,
+        draw(2 * z) if rules.change_prior != "full" else None,
+        draw(2 * z, h, scale=h**-0.5) if follows else None,
+        draw(h),
+    )
+    lengths = LENGTHS[:batch].clamp(max=n)
+    noise = draw(batch, n, z)
+    past = torch.arange(n) >= lengths[:, None]
+    for tensor in (*streams, noise):
+        if tensor is not None:
+            tensor[past] = torch.nan
+    return {
+        "streams": ScanStreams(*streams),  # type: ignore[arg-type]
+        "weights": weights,
+        "rules": rules,
+        "noise": noise,
+        "lengths": lengths,
+        "forced_changes": None,
+    }
+
+
+def check_forward(library: fused.Library, inputs: dict[str, Any]) -> ScanOutput:
+    expected = change_point_scan(**inputs, backend="reference")
+    output = fused.forward(**inputs, precision="fp32", library=library)
+    assert torch.equal(output.change_points, expected.change_points)
+    for name, value in output._asdict().items():
+        tolerance = {"rtol": 2e-5, "atol": 1e-4} if name.startswith("kl") else {"rtol": 1e-5, "atol": 1e-5}
+        if name != "change_points":
+            torch.testing.assert_close(value, getattr(expected, name), **tolerance, msg=lambda m, n=name: f"{n}: {m}")
+    return output
+
+
+def check_backward(library: fused.Library, inputs: dict[str, Any]) -> None:
+    output = change_point_scan(**inputs, backend="reference")
+    generator = torch.Generator().manual_seed(1)
+    gradients = ScanOutput(output[0], *(torch.randn(value.shape, generator=generator) for value in output[1:]))
+    given = (gradients, output, *(inputs[name] for name in ("streams", "weights", "rules", "noise", "lengths")))
+    found, expected = fused.backward(*given, library=library), scan_reference_backward(*given)
+    for mine, theirs in zip(found, expected, strict=True):
+        for name, value in mine._asdict().items():
+            reference = getattr(theirs, name)
+            if reference is None:
+                assert value is None
+                continue
+            error = (value - reference).norm() / reference.norm().clamp(min=1e-6)
+            assert error < 1e-5, f"{name}: {error:.1e}"
+
+
+@pytest.mark.parametrize("rules", [*READINGS, LITERAL], ids=[*NAMES, "literal"])
+@pytest.mark.parametrize("reset", [True, False], ids=["reset", "no-reset"])
+def test_every_reading(emulated: fused.Library, rules: ScanRules, reset: bool) -> None:
+    inputs = case(rules._replace(reset=reset, refractory=1))
+    emulated.calls.ahlm_emulation_seed(ctypes.c_uint64(2))
+    output = check_forward(emulated, inputs)
+    assert 0 < output.change_points.sum() < inputs["lengths"].sum()
+    check_backward(emulated, inputs)
+
+
+@pytest.mark.parametrize("rules", [FILTERED, LITERAL], ids=["filtered", "literal"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"noise": None},
+        {"forced_changes": torch.rand(10, 12, generator=torch.Generator().manual_seed(2)) < 0.4},
+        {"n": 1},
+        {"batch": 1, "n": 3, "z": 64},
+        {"batch": 8, "n": 2, "z": 1},
+    ],
+    ids=["no-noise", "forced", "one-snippet", "one-video", "one-latent"],
+)
+def test_special_cases(emulated: fused.Library, rules: ScanRules, change: dict[str, Any]) -> None:
+    sizes = {name: value for name, value in change.items() if isinstance(value, int)}
+    inputs = case(rules, **sizes) | {name: value for name, value in change.items() if name not in sizes}
+    check_forward(emulated, inputs)
+    check_backward(emulated, inputs)
+
+
+@pytest.mark.parametrize("rules", [FILTERED, LITERAL], ids=["filtered", "literal"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_no_schedule_changes_a_bit(emulated: fused.Library, rules: ScanRules, precision: Any) -> None:
+    inputs = case(rules)
+    results = []
+    for seed in SEEDS:
+        emulated.calls.ahlm_emulation_seed(ctypes.c_uint64(seed))
+        results.append(fused.forward(**inputs, precision=precision, library=emulated))
+    for result in results[1:]:
+        for value, first in zip(result, results[0], strict=True):
+            assert torch.equal(value, first)
+
+
+@pytest.mark.parametrize("rules", [FILTERED, LITERAL], ids=["filtered", "literal"])
+def test_half_precision(emulated: fused.Library, rules: ScanRules) -> None:
+    """Seeded normal inputs, 10 videos of 50 snippets: decisions that differ from float32's, and how far states are off."""
+    inputs = case(rules, n=50) | {"lengths": torch.full((10,), 50)}
+    generator = torch.Generator().manual_seed(3)
+    inputs["streams"] = ScanStreams(
+        *(None if s is None else torch.randn(s.shape, generator=generator) for s in inputs["streams"])
+    )
+    inputs["noise"] = torch.randn(inputs["noise"].shape, generator=generator)
+    expected = change_point_scan(**inputs, backend="reference")
+    output = fused.forward(**inputs, precision="fp16", library=emulated)
+    flips = (output.change_points != expected.change_points).sum().item()
+    assert flips <= 1, f"{flips} of 500 decisions differ"
+    forced = inputs | {"forced_changes": expected.change_points}
+    output = fused.forward(**forced, precision="fp16", library=emulated)
+    for name in ("latent", "belief_mean", "belief_log_std", "state"):
+        torch.testing.assert_close(getattr(output, name), getattr(expected, name), rtol=0, atol=1e-2)
+
+
+WAITS = re.findall(r"k\w+", re.search(r"enum Wait \{(.*)\}", SOURCE.read_text()).group(1)) if SOURCE.is_file() else []  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("wait", range(len(WAITS) + 1), ids=["none", *WAITS])
+def test_a_missing_barrier_is_found(emulated: fused.Library, wait: int) -> None:
+    """Without it some schedule gives another result or ends in a deadlock; with all of them none does."""
+    inputs = case(LITERAL)
+    emulated.calls.ahlm_emulation_drop(wait)
+    found = 0
+    for seed in SEEDS:
+        emulated.calls.ahlm_emulation_seed(ctypes.c_uint64(seed))
+        try:
+            check_forward(emulated, inputs)
+            check_backward(emulated, inputs)
+        except (AssertionError, RuntimeError):
+            found += 1
+    assert (found > 0) == (wait > 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rules", [FILTERED, LITERAL], ids=["filtered", "literal"])
+@pytest.mark.parametrize("z", [16, 32, 64])
+def test_at_the_size_of_the_device(emulated: fused.Library, rules: ScanRules, z: int) -> None:
+    inputs = case(rules, h=256, z=z)
+    for seed in (1, 3):
+        emulated.calls.ahlm_emulation_seed(ctypes.c_uint64(seed))
+        check_forward(emulated, inputs)
+        check_backward(emulated, inputs)
+    fused.forward(**inputs, precision="fp16", library=emulated)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rules", [*READINGS, LITERAL], ids=[*NAMES, "literal"])
+def test_every_reading_under_many_schedules(emulated: fused.Library, rules: ScanRules) -> None:
+    inputs = case(rules, z=64)
+    for seed in range(100, 120):
+        emulated.calls.ahlm_emulation_seed(ctypes.c_uint64(seed))
+        check_forward(emulated, inputs)
+        check_backward(emulated, inputs)
+
+
+def test_rejects(emulated: fused.Library) -> None:
+    inputs = case(FILTERED)
+    with pytest.raises(RuntimeError, match="no kernel of this size"):
+        fused.forward(**case(FILTERED, h=32), library=emulated)
+    with pytest.raises(ValueError, match="noise must be torch.float32, got torch.float64"):
+        fused.forward(**inputs | {"noise": inputs["noise"].double()}, library=emulated)
+    with pytest.raises(ValueError, match="noise must be contiguous"):
+        fused.forward(
+            **inputs | {"noise": inputs["noise"].transpose(0, 1).contiguous().transpose(0, 1)}, library=emulated
+        )
+    with pytest.raises(ValueError, match="lengths must be torch.int64"):
+        fused.forward(**inputs | {"lengths": inputs["lengths"].int()}, library=emulated)
+    with pytest.raises(ValueError, match="start must be on cpu, got meta"):
+        streams = ScanStreams(torch.empty(10, 12, 24, device="meta"))
+        fused.forward(**inputs | {"streams": streams}, library=emulated)
+
+
+def test_without_a_card() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a card")
+    assert not fused.available()
+    library = fused.installed()
+    if library is not None:  # built with nvcc: loads without a driver, and says what is missing
+        assert not library.calls.ahlm_cuda_device_fits()
+        assert b"driver" in library.calls.ahlm_cuda_error(35)
