@@ -44,8 +44,8 @@ _Scan = _structure(
 )
 _Reverse = _structure(
     "AhlmCudaReverse",
-    "gru_input gru_state posterior_state lengths order restarts to_candidate to_reset to_update reset update into_state "
-    "through_state belief_terms belief_gradient state_gradient",
+    "gru_input gru_state posterior_state lengths order restarts to_candidate to_reset to_update reset update "
+    "into_state through_state belief_terms belief_gradient state_gradient",
     "batch snippets latent_size state_size transition",
 )
 _Resources = _structure("AhlmCudaResources", "", "registers local_bytes shared_bytes threads clusters")
@@ -67,12 +67,14 @@ class Library:
             return bool(self.calls.ahlm_cuda_device_fits())
 
     def resources(self, device: torch.device) -> dict[str, dict[str, int]]:
-        """What each kernel takes, and how many clusters run at once on a device."""
+        """What each kernel takes, and how many clusters run at once on a device; -1 is unknown without a device."""
         table = {}
         with self._on(device):
             for i, name in enumerate(KERNELS):
                 found = _Resources()
-                self._check(self.calls.ahlm_cuda_resources(i, ctypes.byref(found)))
+                error = self.calls.ahlm_cuda_resources(i, ctypes.byref(found))
+                if torch.cuda.is_available():
+                    self._check(error)
                 table[name] = {field: getattr(found, field) for field, *_ in found._fields_}
         return table
 
@@ -88,10 +90,10 @@ class Library:
             self._check(self.calls.ahlm_cuda_change_point_reverse(ctypes.byref(arguments), self._stream(device)))
 
     def _on(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-        return torch.cuda.device(device) if self.device == "cuda" else contextlib.nullcontext()
+        return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
     def _stream(self, device: torch.device) -> ctypes.c_void_p:
-        return ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream if self.device == "cuda" else None)
+        return ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None)
 
     def _check(self, error: int) -> None:
         if error:
@@ -200,6 +202,7 @@ def backward(
     rules: ScanRules,
     noise: Tensor | None,
     lengths: Tensor,
+    precision: Precision = "fp32",
     library: Library | None = None,
 ) -> tuple[ScanStreams, ScanWeights]:
     """`scan_reference_backward` with all that needs no order of steps done for all steps at once.
@@ -217,6 +220,7 @@ def backward(
         rules: see there.
         noise: see there.
         lengths: see there.
+        precision: that of the forward; the reverse is float32 whatever it was.
         library: the kernels; those of the installation by default.
 
     Raises:
@@ -377,7 +381,7 @@ def backward(
         g_weights.prior_state.add_(_outer(to_pre_static, d))  # type: ignore[union-attr]
         g_streams.prior[:, :-1].add_(to_pre_static)  # type: ignore[index]
     if has_state:
-        to_next = (g_d + through_state)[..., :]
+        to_next = g_d + through_state
         to_new = to_next * to_candidate
         to_gates = [to_new * to_reset, to_next * to_update]
         to_input = torch.cat([*to_gates, to_new], dim=-1)

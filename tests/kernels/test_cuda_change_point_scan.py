@@ -1,6 +1,7 @@
-"""The CUDA kernels of the change-point scan without a card: the same source compiled for the CPU (csrc/cuda/emulation.hpp).
+"""The CUDA kernels of the change-point scan without a card: the same source, compiled for the CPU.
 
-Every thread of a cluster is a fibre, and a seed shuffles what a card leaves open: who runs ahead, what arrives when.
+In csrc/cuda/emulation.hpp every thread of a cluster is a fibre, and a seed shuffles what a card leaves open: who runs
+ahead, what arrives when.
 """
 
 from __future__ import annotations
@@ -162,7 +163,7 @@ def test_no_schedule_changes_a_bit(emulated: fused.Library, rules: ScanRules, pr
 
 @pytest.mark.parametrize("rules", [FILTERED, LITERAL], ids=["filtered", "literal"])
 def test_half_precision(emulated: fused.Library, rules: ScanRules) -> None:
-    """Seeded normal inputs, 10 videos of 50 snippets: decisions that differ from float32's, and how far states are off."""
+    """Seeded normal inputs, 10 videos of 50 snippets: decisions that differ from float32's, and errors of the rest."""
     inputs = case(rules, n=50) | {"lengths": torch.full((10,), 50)}
     generator = torch.Generator().manual_seed(3)
     inputs["streams"] = ScanStreams(
@@ -220,21 +221,25 @@ def test_every_reading_under_many_schedules(emulated: fused.Library, rules: Scan
         check_backward(emulated, inputs)
 
 
-def test_rejects(emulated: fused.Library) -> None:
-    inputs = case(FILTERED)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"noise": torch.zeros(10, 12, 12).double()}, r"noise must be torch\.float32, got torch\.float64"),
+        ({"noise": torch.zeros(12, 10, 12).transpose(0, 1)}, r"noise must be contiguous, got strides"),
+        ({"lengths": LENGTHS.int()}, r"lengths must be torch\.int64, got torch\.int32"),
+        ({"streams": ScanStreams(torch.empty(10, 12, 24, device="meta"))}, r"start must be on cpu, got meta"),
+    ],
+)
+def test_rejects(emulated: fused.Library, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fused.forward(**case(FILTERED) | change, library=emulated)
+
+
+def test_rejects_sizes_without_a_kernel(emulated: fused.Library) -> None:
+    inputs = case(FILTERED, h=32)
+    assert not fused.supports(inputs["streams"], inputs["weights"])
     with pytest.raises(RuntimeError, match="no kernel of this size"):
-        fused.forward(**case(FILTERED, h=32), library=emulated)
-    with pytest.raises(ValueError, match="noise must be torch.float32, got torch.float64"):
-        fused.forward(**inputs | {"noise": inputs["noise"].double()}, library=emulated)
-    with pytest.raises(ValueError, match="noise must be contiguous"):
-        fused.forward(
-            **inputs | {"noise": inputs["noise"].transpose(0, 1).contiguous().transpose(0, 1)}, library=emulated
-        )
-    with pytest.raises(ValueError, match="lengths must be torch.int64"):
-        fused.forward(**inputs | {"lengths": inputs["lengths"].int()}, library=emulated)
-    with pytest.raises(ValueError, match="start must be on cpu, got meta"):
-        streams = ScanStreams(torch.empty(10, 12, 24, device="meta"))
-        fused.forward(**inputs | {"streams": streams}, library=emulated)
+        fused.forward(**inputs, library=emulated)
 
 
 def test_without_a_card() -> None:
