@@ -35,7 +35,13 @@ PATTERNS = (
 # Cycles of the longest chain of a step that are not products, from published latencies (shared memory 29, mma 24,
 # distributed shared memory about 200 a hop, a block barrier 40, shuffles 24, special functions 20 to 40).
 CHAIN = {
-    "forward": {"gates": 180, "two hops": 2 * 220, "sum of the heads over warps": 130, "eqs. 4-8": 290, "messages": 180},
+    "forward": {
+        "gates": 180,
+        "two hops": 2 * 220,
+        "sum of the heads over warps": 130,
+        "eqs. 4-8": 290,
+        "messages": 180,
+    },
     "reverse": {"gates": 40, "one hop": 220, "sum over warps": 130, "filter": 60},
 }
 CLOCK_GHZ = 1.755

@@ -242,6 +242,25 @@ def test_rejects_sizes_without_a_kernel(emulated: fused.Library) -> None:
         fused.forward(**inputs, library=emulated)
 
 
+@pytest.mark.skipif(not fused.available(), reason="no card that the CUDA kernels fit, or they are not installed")
+@pytest.mark.parametrize("rules", [*READINGS, LITERAL], ids=[*NAMES, "literal"])
+def test_on_the_card(rules: ScanRules) -> None:
+    library = fused.installed()
+    assert library is not None
+    for z, n in ((16, 12), (64, 40)):
+        on_cpu = case(rules, z=z, n=n, h=fused.STATE_SIZE)
+        inputs = {
+            name: type(value)(*(t if t is None else t.cuda() for t in value))
+            if isinstance(value, ScanStreams | ScanWeights)
+            else value.cuda()
+            if isinstance(value, Tensor)
+            else value
+            for name, value in on_cpu.items()
+        }
+        check_forward(library, inputs)
+        check_backward(library, inputs)
+
+
 def test_without_a_card() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a card")
