@@ -232,34 +232,39 @@ AHLM_KERNEL(kH) scan_forward(const AhlmCudaScan job) {
     const auto four = chunk_at<4 * sizeof(Number)>(shared.own_state[warp][lane % 8]);
     for (int i = 0; i < 2; ++i)
       send(four, &shared.state[buffer][lane % 8][rank * kOwn + 4 * warp], &shared.state_box[buffer], lane / 8 * 2 + i);
-    if (keeps(kState)) mailbox_wait(&shared.state_box[buffer], phase);
-    if (thread_index() == 0) mailbox_expect(&shared.state_box[buffer], kStateBytes);
 
-    // eqs. 4-6 of this block's latent dimensions, to all
-    multiply_heads(shared, weights, shared.state[buffer], warp, lane, kWarps, heads);
+    // eqs. 4-6 of this block's latent dimensions: what does not need d' while it is on its way, the rest, to all
+    Column column[2];
     Gauss fresh[2], fused[2];
-    float latent[2][2];
+    float latent[2][2], kl[3][2];
+    const auto filter = [&](int j, const Gauss& e) {
+      const Gauss p_static = job.held ? belief[j] : clamped(sum(column[j].prior, prior_of_state[j]));
+      fused[j] = Math::fuse(belief[j], e, job.belief_weight, job.evidence_weight);
+      fresh[j] = pick(job.reset, clamped(column[j].start), e);
+      kl[0][j] = is_latent ? Math::kl(fused[j], p_static) : 0.0f;
+      latent[0][j] = fused[j].mean + Math::exp(fused[j].log_std) * column[j].noise;
+      latent[1][j] = fresh[j].mean + Math::exp(fresh[j].log_std) * column[j].noise;
+    };
     if (warp == 0) {
-      float kl[3][2];
       AHLM_UNROLL
       for (int j = 0; j < 2; ++j) {
-        const Column column = upcoming[j];
+        column[j] = upcoming[j];
         upcoming[j] = column_at(job, drawn[j], t + 1, z);
-        const Gauss prior{heads[0][j], heads[0][2 + j]};
-        const Gauss r = clamped(column.start);
-        Gauss e = r;
-        if constexpr (kTransition) e = clamped(sum(column.posterior, {heads[1][j], heads[1][2 + j]}));
-        const Gauss p_static = job.held ? belief[j] : clamped(sum(column.prior, prior_of_state[j]));
-        const Gauss offset = job.change_prior == 2 ? column.prior : bias;
-        const Gauss p_change = clamped(job.change_prior == 1 ? offset : sum(offset, prior));
-        fused[j] = Math::fuse(belief[j], e, job.belief_weight, job.evidence_weight);
-        fresh[j] = pick(job.reset, r, e);
-        kl[0][j] = is_latent ? Math::kl(fused[j], p_static) : 0.0f;
+        if constexpr (!kTransition) filter(j, clamped(column[j].start));
+      }
+    }
+    if (keeps(kState)) mailbox_wait(&shared.state_box[buffer], phase);
+    if (thread_index() == 0) mailbox_expect(&shared.state_box[buffer], kStateBytes);
+    multiply_heads(shared, weights, shared.state[buffer], warp, lane, kWarps, heads);
+    if (warp == 0) {
+      AHLM_UNROLL
+      for (int j = 0; j < 2; ++j) {
+        if constexpr (kTransition) filter(j, clamped(sum(column[j].posterior, {heads[1][j], heads[1][2 + j]})));
+        prior_of_state[j] = {heads[0][j], heads[0][2 + j]};
+        const Gauss offset = job.change_prior == 2 ? column[j].prior : bias;
+        const Gauss p_change = clamped(job.change_prior == 1 ? offset : sum(offset, prior_of_state[j]));
         kl[1][j] = is_latent ? Math::kl(fused[j], p_change) : 0.0f;
         kl[2][j] = is_latent ? Math::kl(fresh[j], p_change) : 0.0f;
-        latent[0][j] = fused[j].mean + Math::exp(fused[j].log_std) * column.noise;
-        latent[1][j] = fresh[j].mean + Math::exp(fresh[j].log_std) * column.noise;
-        prior_of_state[j] = prior;
       }
       publish(shared, lane, latent, kl, number);
     }

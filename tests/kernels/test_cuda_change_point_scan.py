@@ -10,6 +10,7 @@ import ctypes
 import itertools
 import os
 import re
+import runpy
 import shutil
 import subprocess
 from pathlib import Path
@@ -240,6 +241,19 @@ def test_rejects_sizes_without_a_kernel(emulated: fused.Library) -> None:
     assert not fused.supports(inputs["streams"], inputs["weights"])
     with pytest.raises(RuntimeError, match="no kernel of this size"):
         fused.forward(**inputs, library=emulated)
+
+
+@pytest.mark.slow
+def test_no_kernel_spills_registers_on_the_device() -> None:
+    script = SOURCE.parents[2] / "bench" / "cuda_resources.py"
+    if shutil.which("nvcc") is None or not script.is_file():
+        pytest.skip("no nvcc, or not in a checkout")
+    rows = runpy.run_path(str(script))["table"]()
+    assert set(rows) == set(fused.KERNELS)
+    for name, row in rows.items():
+        assert row["spill_bytes"] == row["stack_bytes"] == 0, name
+        assert row["registers"] * row["threads"] <= 65536, name
+        assert 0 < row["shared_bytes"] <= 227 * 1024, name
 
 
 @pytest.mark.skipif(not fused.available(), reason="no card that the CUDA kernels fit, or they are not installed")
