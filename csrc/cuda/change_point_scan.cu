@@ -1,7 +1,7 @@
 // The change-point scan (eqs. 4-8) and its reverse, on clusters of 8 blocks: nvcc for sm_90, or any C++ compiler with
 // -DAHLM_EMULATE (emulation.hpp). What is computed is in kernels/change_point_scan/reference.py and not repeated here.
 //
-// A cluster takes eight videos, of neighbouring length. Each block owns an eighth of the units of the state and eight
+// A cluster takes eight videos, of neighbouring length (or two, where there are few). Each block owns an eighth of the units of the state and eight
 // latent dimensions, with their weights. A step is two rounds through distributed shared memory: every block sends its
 // units' d' to all, and its latents and shares of the KLs to all. All blocks then know the decision.
 // What is read in a step was sent in it, and nobody sends in the next step before having read in this one and having
@@ -22,8 +22,8 @@ struct Video {
 };
 template <typename Job>
 AHLM_DEVICE Video video_at(const Job& job, int slot) {
-  const int index = cluster_index() * kVideos + slot;
-  if (index >= job.batch) return {0, 0};
+  const int places = job.few ? kFewVideos : kVideos, index = cluster_index() * places + slot;
+  if (slot >= places || index >= job.batch) return {0, 0};
   const int video = static_cast<int>(job.order[index]);
   return {video * job.snippets, static_cast<int>(job.lengths[video])};
 }
@@ -46,9 +46,9 @@ AHLM_DEVICE Chunk<kBytes> chunk_at(const void* aligned) {
 
 // ---- forward
 
-template <int kH, typename Number, bool kTransition>
+template <int kH, typename Number, bool kTransition, bool kFew>
 struct ForwardShared {
-  using Weights = Products<kH, Number, kTransition>;
+  using Weights = Products<kH, Number, kTransition, kFew>;
   alignas(16) Number state[2][kVideos][Weights::kRow];
   LatentMessage<Number> messages[kRanks], outgoing;
   alignas(16) Number own_state[kH / 32][kVideos][4];
@@ -127,11 +127,12 @@ AHLM_DEVICE void publish(Shared& shared, int lane, const float (&latent)[2][2], 
     const int offset = i % kPieces * 16;
     send(chunk_at<16>(from + offset), to + offset, &shared.latent_box, i / kPieces);
   }
+  warp_barrier();  // the last round is not of all lanes
 }
 
-template <int kH, typename Number, bool kTransition>
+template <int kH, typename Number, bool kTransition, bool kFew>
 AHLM_KERNEL(kH) scan_forward(const AhlmCudaScan job) {
-  using Shared = ForwardShared<kH, Number, kTransition>;
+  using Shared = ForwardShared<kH, Number, kTransition, kFew>;
   using Math = Numbers<sizeof(Number) == 2>;
   constexpr int kWarps = kH / 32, kHeads = kTransition ? 2 : 1, kOwn = kH / kRanks;
   Shared& shared = shared_memory<Shared>();
@@ -358,7 +359,7 @@ AHLM_DEVICE BeliefTerms belief_terms(const AhlmCudaReverse& job, const Video& vi
   return {term(0), term(1), term(2), term(3), term(4), term(5), term(6), term(7), term(8)};
 }
 
-template <int kH, bool kTransition>
+template <int kH, bool kTransition, bool kFew>
 AHLM_KERNEL(kH) scan_reverse(const AhlmCudaReverse job) {
   using Shared = ReverseShared<kH, kTransition>;
   constexpr int kWarps = kH / 32, kOwn = Shared::kOwn, kGroups = Shared::kGroups;
@@ -450,18 +451,18 @@ AHLM_KERNEL(kH) scan_reverse(const AhlmCudaReverse job) {
     if (keeps(kGates)) mailbox_wait(&shared.gate_box[buffer], phase);
     if (thread_index() == 0) mailbox_expect(&shared.gate_box[buffer], kGateBytes);
 
-    // back through the weights: each warp 32 units' gates, then the sum over warps
+    // back through the weights: each warp 32 units' gates (of few videos, each lane a quarter of them), then the sum
     float c[kGroups][2] = {};
 #ifndef AHLM_EMULATE
 #pragma unroll 2
 #endif
-    for (int k = 32 * warp; k < 32 * warp + 32; k += 4) {
+    for (int k = 32 * warp + (kFew ? 4 * (lane % 4) : 0); k < 32 * warp + 32; k += kFew ? 16 : 4) {
       float4 x[2][4];
       AHLM_UNROLL
       for (int j = 0; j < 2; ++j)
         AHLM_UNROLL
         for (int m = 0; m < 4; ++m)
-          x[j][m] = *reinterpret_cast<const float4*>(&shared.gates[buffer][2 * (lane % 4) + j][4 * (k + m)]);
+          x[j][m] = *reinterpret_cast<const float4*>(&shared.gates[buffer][(kFew ? 0 : 2 * (lane % 4)) + j][4 * (k + m)]);
       AHLM_UNROLL
       for (int i = 0; i < kGroups; ++i) {
         float w[12];
@@ -480,7 +481,11 @@ AHLM_KERNEL(kH) scan_reverse(const AhlmCudaReverse job) {
     }
     AHLM_UNROLL
     for (int i = 0; i < kGroups; ++i)
-      for (int j = 0; j < 2; ++j) shared.parts[warp][i][j][lane] = c[i][j];
+      for (int j = 0; j < 2; ++j) {
+        if constexpr (kFew)
+          for (int mask = 1; mask < 4; mask *= 2) c[i][j] += shuffle_xor(c[i][j], mask);
+        shared.parts[warp][i][j][lane] = c[i][j];
+      }
     if (keeps(kGateParts)) block_barrier();
     to_state = terms.update * to_next;
     to_latent = 0.0f;
@@ -494,6 +499,12 @@ AHLM_KERNEL(kH) scan_reverse(const AhlmCudaReverse job) {
 
 // ---- launches
 
+template <typename Job>
+int clusters_of(const Job& job) {
+  const int places = job.few ? kFewVideos : kVideos;
+  return (job.batch + places - 1) / places;
+}
+
 #ifdef AHLM_EMULATE
 
 std::uint64_t seed = 0;
@@ -501,7 +512,7 @@ std::string last_error;
 
 template <typename Job>
 int launch(void (*kernel)(Job), const Job& job, int threads, std::size_t shared, void*) {
-  last_error = run((job.batch + kVideos - 1) / kVideos, threads, shared, seed, [&] { kernel(job); });
+  last_error = run(clusters_of(job), threads, shared, seed, [&] { kernel(job); });
   return last_error.empty() ? 0 : -1;
 }
 
@@ -514,8 +525,7 @@ int launch(void (*kernel)(Job), const Job& job, int threads, std::size_t shared,
   const int bytes = static_cast<int>(shared);
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return code(error);
-  const unsigned clusters = static_cast<unsigned>((job.batch + kVideos - 1) / kVideos);
-  kernel<<<clusters * kRanks, static_cast<unsigned>(threads), shared, static_cast<cudaStream_t>(stream)>>>(job);
+  kernel<<<static_cast<unsigned>(clusters_of(job) * kRanks), static_cast<unsigned>(threads), shared, static_cast<cudaStream_t>(stream)>>>(job);
   return code(cudaGetLastError());
 }
 
@@ -540,19 +550,25 @@ int measure(void (*kernel)(Job), int threads, std::size_t shared, AhlmCudaResour
 
 constexpr int kNoKernel = -2;
 
-// `use(kernel, threads, shared bytes)` with the kernel of a size, a precision and a reading
-template <int kH, typename Use>
-int with_forward(int precision, bool transition, Use use) {
-  if (precision == 32)
-    return transition ? use(scan_forward<kH, float, true>, kH, sizeof(ForwardShared<kH, float, true>))
-                      : use(scan_forward<kH, float, false>, kH, sizeof(ForwardShared<kH, float, false>));
-  return transition ? use(scan_forward<kH, Half, true>, kH, sizeof(ForwardShared<kH, Half, true>))
-                    : use(scan_forward<kH, Half, false>, kH, sizeof(ForwardShared<kH, Half, false>));
+// `use(kernel, threads, shared bytes)` with the kernel of a size, a number of videos, a precision and a reading
+template <int kH, typename Number, bool kFew, typename Use>
+int with_reading(bool transition, Use use) {
+  return transition ? use(scan_forward<kH, Number, true, kFew>, kH, sizeof(ForwardShared<kH, Number, true, kFew>))
+                    : use(scan_forward<kH, Number, false, kFew>, kH, sizeof(ForwardShared<kH, Number, false, kFew>));
 }
 template <int kH, typename Use>
+int with_forward(int precision, bool few, bool transition, Use use) {
+  if (precision == 16) return with_reading<kH, Half, false>(transition, use);
+  return few ? with_reading<kH, float, true>(transition, use) : with_reading<kH, float, false>(transition, use);
+}
+template <int kH, bool kFew, typename Use>
 int with_reverse(bool transition, Use use) {
-  return transition ? use(scan_reverse<kH, true>, kH, sizeof(ReverseShared<kH, true>))
-                    : use(scan_reverse<kH, false>, kH, sizeof(ReverseShared<kH, false>));
+  return transition ? use(scan_reverse<kH, true, kFew>, kH, sizeof(ReverseShared<kH, true>))
+                    : use(scan_reverse<kH, false, kFew>, kH, sizeof(ReverseShared<kH, false>));
+}
+template <int kH, typename Use>
+int with_reverse(bool few, bool transition, Use use) {
+  return few ? with_reverse<kH, true>(transition, use) : with_reverse<kH, false>(transition, use);
 }
 
 }  // namespace
@@ -567,9 +583,9 @@ int ahlm_cuda_change_point_scan(const AhlmCudaScan* scan, std::int32_t precision
   const auto use = [=](auto kernel, int threads, std::size_t shared) {
     return launch(kernel, *scan, threads, shared, stream);
   };
-  if (scan->state_size == 256) return with_forward<256>(precision, scan->transition, use);
+  if (scan->state_size == 256) return with_forward<256>(precision, scan->few, scan->transition, use);
 #ifdef AHLM_EMULATE
-  if (scan->state_size == 64) return with_forward<64>(precision, scan->transition, use);
+  if (scan->state_size == 64) return with_forward<64>(precision, scan->few, scan->transition, use);
 #endif
   return kNoKernel;
 }
@@ -579,9 +595,9 @@ int ahlm_cuda_change_point_reverse(const AhlmCudaReverse* reverse, void* stream)
   const auto use = [=](auto kernel, int threads, std::size_t shared) {
     return launch(kernel, *reverse, threads, shared, stream);
   };
-  if (reverse->state_size == 256) return with_reverse<256>(reverse->transition, use);
+  if (reverse->state_size == 256) return with_reverse<256>(reverse->few, reverse->transition, use);
 #ifdef AHLM_EMULATE
-  if (reverse->state_size == 64) return with_reverse<64>(reverse->transition, use);
+  if (reverse->state_size == 64) return with_reverse<64>(reverse->few, reverse->transition, use);
 #endif
   return kNoKernel;
 }
@@ -608,8 +624,9 @@ int ahlm_cuda_resources(std::int32_t kernel, AhlmCudaResources* resources) {
   const auto use = [=](auto function, int threads, std::size_t shared) {
     return measure(function, threads, shared, resources);
   };
-  if (kernel < 0 || kernel > 5) return kNoKernel;
-  return kernel < 4 ? with_forward<256>(kernel < 2 ? 32 : 16, kernel % 2, use) : with_reverse<256>(kernel % 2, use);
+  if (kernel < 0 || kernel > 9) return kNoKernel;
+  if (kernel >= 6) return with_reverse<256>(kernel >= 8, kernel % 2, use);
+  return with_forward<256>(kernel < 4 ? 32 : 16, kernel >= 2, kernel % 2, use);
 }
 
 const char* ahlm_cuda_error(int error) {

@@ -16,7 +16,7 @@ struct AhlmCudaScan {
   const std::uint8_t* forced_changes;
   std::uint8_t* change_points;  // outputs; nothing is written past a video's end
   float *kl_static, *kl_change, *kl_charged, *latent, *belief_mean, *belief_log_std, *state;
-  std::int32_t batch, snippets, latent_size, state_size;
+  std::int32_t batch, snippets, latent_size, state_size, few;  // few: 1 for clusters of two videos instead of eight
   std::int32_t held, change_prior /* 0 state, 1 constant, 2 full */, transition, uses_state, reset, refractory;
   float belief_weight, evidence_weight, alpha, alpha_down, beta0, beta_low, beta_high;
 };
@@ -31,7 +31,7 @@ struct AhlmCudaReverse {
   const float *belief_terms;                                          // (B, T, 9, Z)
   float *belief_gradient;                                             // (B, T, 2Z)
   float *state_gradient;                                              // (B, T, H)
-  std::int32_t batch, snippets, latent_size, state_size, transition;
+  std::int32_t batch, snippets, latent_size, state_size, few, transition;
 };
 
 // What a kernel takes, and how many clusters run at once on the device in use; -1 what cannot be said without a device.
@@ -39,12 +39,13 @@ struct AhlmCudaResources {
   std::int32_t registers, local_bytes, shared_bytes, threads, clusters;
 };
 
-// Each returns 0 or an error for ahlm_cuda_error. Precision: 32 or 16.
+// Each returns 0 or an error for ahlm_cuda_error. Precision: 32 or 16 (which makes no difference between few and many).
 int ahlm_cuda_change_point_scan(const AhlmCudaScan* scan, std::int32_t precision, void* stream);
 int ahlm_cuda_change_point_reverse(const AhlmCudaReverse* reverse, void* stream);
 // Whether the device in use has clusters of sm_90, 1 or 0.
 int ahlm_cuda_device_fits();
-// Kernels: 0 forward fp32, 1 the same with `evidence: transition`, 2 and 3 forward fp16, 4 and 5 reverse.
+// Kernels, each without and with `evidence: transition`: 0 and 1 forward fp32, 2 and 3 the same for few videos a cluster,
+// 4 and 5 forward fp16, 6 and 7 reverse, 8 and 9 the same for few videos.
 int ahlm_cuda_resources(std::int32_t kernel, AhlmCudaResources* resources);
 const char* ahlm_cuda_error(int error);
 

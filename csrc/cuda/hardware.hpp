@@ -49,7 +49,7 @@ AHLM_DEVICE constexpr bool keeps(int) { return true; }
 AHLM_DEVICE void warp_barrier() { __syncwarp(); }
 AHLM_DEVICE void block_barrier() { __syncthreads(); }
 AHLM_DEVICE void cluster_barrier() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
 
 AHLM_DEVICE std::uint32_t shared_address(const void* p) {

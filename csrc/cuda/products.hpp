@@ -11,7 +11,8 @@
 
 namespace ahlm::gpu {
 
-constexpr int kVideos = 8, kRanks = 8, kOwnLatents = 8, kMostLatents = kRanks * kOwnLatents;
+constexpr int kVideos = 8, kFewVideos = 2;  // of a cluster
+constexpr int kRanks = 8, kOwnLatents = 8, kMostLatents = kRanks * kOwnLatents;
 
 // Rows l / 4 and l / 4 + 8 of a tile; null is a row of zeros.
 struct Rows {
@@ -38,12 +39,12 @@ struct alignas(16) LatentMessage {
   float kl[3][kVideos];
 };
 
-template <int kH, typename Number, bool kTransition>
+template <int kH, typename Number, bool kTransition, bool kFew>
 struct Products;
 
 // fp16: weights are in registers, and tensor cores multiply them.
 template <int kH, bool kTransition>
-struct Products<kH, Half, kTransition> {
+struct Products<kH, Half, kTransition, false> {
   static constexpr int kRow = kH + 8;  // of the state; the padding keeps ldmatrix free of conflicts
   static constexpr int kHeads = kTransition ? 2 : 1;
   struct Shared {};
@@ -110,29 +111,46 @@ struct Products<kH, Half, kTransition> {
   }
 };
 
-// c += both rows times both videos over `width` columns, in their order
-template <int kWidth, typename At>
-AHLM_DEVICE void multiply_rows(float (&c)[4], const float* first, const float* second, At video) {
+// c = both rows times both videos over `kWidth` columns, as four sums that are then added up: of columns 0-3, 16-19, ...,
+// of 4-7, 20-23, ... A cluster of few videos leaves three lanes of four without one; there each does one of the four sums
+// for the first two videos, and all get the result, the same to the last bit.
+template <int kWidth, bool kFew, typename At>
+AHLM_DEVICE void multiply_rows(float (&c)[4], const float* first, const float* second, int lane, At video) {
+  constexpr int kSums = kFew ? 1 : 4;
+  float sums[kSums][4] = {};
 #ifndef AHLM_EMULATE
-#pragma unroll 4
+#pragma unroll(kFew ? 4 : 1)
 #endif
-  for (int k = 0; k < kWidth; k += 4) {
-    const float4 a = *reinterpret_cast<const float4*>(first + k), b = *reinterpret_cast<const float4*>(second + k);
-    const float4 x = *reinterpret_cast<const float4*>(video(0, k)), y = *reinterpret_cast<const float4*>(video(1, k));
-    const auto dot = [](const float4& u, const float4& v, float sum) {
-      return sum + u.x * v.x + u.y * v.y + u.z * v.z + u.w * v.w;
-    };
-    c[0] = dot(a, x, c[0]);
-    c[1] = dot(a, y, c[1]);
-    c[2] = dot(b, x, c[2]);
-    c[3] = dot(b, y, c[3]);
+  for (int i = 0; i < kWidth; i += 16) {
+    AHLM_UNROLL
+    for (int j = 0; j < kSums; ++j) {
+      const int k = i + 4 * (kFew ? lane % 4 : j);
+      const float4 a = *reinterpret_cast<const float4*>(first + k), b = *reinterpret_cast<const float4*>(second + k);
+      const float4 x = *reinterpret_cast<const float4*>(video(0, k)), y = *reinterpret_cast<const float4*>(video(1, k));
+      const auto dot = [](const float4& u, const float4& v, float sum) {
+        return sum + u.x * v.x + u.y * v.y + u.z * v.z + u.w * v.w;
+      };
+      sums[j][0] = dot(a, x, sums[j][0]);
+      sums[j][1] = dot(a, y, sums[j][1]);
+      sums[j][2] = dot(b, x, sums[j][2]);
+      sums[j][3] = dot(b, y, sums[j][3]);
+    }
+  }
+  AHLM_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (kFew) {
+      const float two = sums[0][i] + shuffle_xor(sums[0][i], 1);
+      c[i] = two + shuffle_xor(two, 2);
+    } else {
+      c[i] = (sums[0][i] + sums[1][i]) + (sums[2][i] + sums[3][i]);
+    }
   }
 }
 
 // fp32: weights are in shared memory. Rows of zeros are not kept: their lanes do the work of a row that is there, and
 // nobody reads what they find. Padding keeps 16-byte loads of eight rows free of conflicts.
-template <int kH, bool kTransition>
-struct Products<kH, float, kTransition> {
+template <int kH, bool kTransition, bool kFew>
+struct Products<kH, float, kTransition, kFew> {
   static constexpr int kRow = kH + 4, kInputRow = kMostLatents + 4;
   static constexpr int kHeads = kTransition ? 2 : 1, kWarps = kH / 32;
   struct Shared {
@@ -158,33 +176,31 @@ struct Products<kH, float, kTransition> {
         load_row(shared.head[i][row], row < 8 ? rows.first : rows.second, kH, kH, lane);
       }
   }
+  // the first of the two videos of a lane
+  AHLM_DEVICE static int first_video(int lane) { return kFew ? 0 : 2 * (lane % 4); }
   AHLM_DEVICE void of_state(const Shared& shared, const float (&d)[kVideos][kRow], int warp, int lane,
                             float (&c)[4]) const {
-    for (int i = 0; i < 4; ++i) c[i] = 0.0f;
-    const float* const video = d[2 * (lane % 4)];
-    multiply_rows<kH>(c, shared.state[warp][lane / 4], shared.state[warp][8 + lane / 4 % 4],
-                      [=](int j, int k) { return video + j * kRow + k; });
+    const float* const video = d[first_video(lane)];
+    multiply_rows<kH, kFew>(c, shared.state[warp][lane / 4], shared.state[warp][8 + lane / 4 % 4], lane,
+                            [=](int j, int k) { return video + j * kRow + k; });
   }
   AHLM_DEVICE void of_latent(const Shared& shared, const LatentMessage<float> (&messages)[kRanks], unsigned changed,
                              int warp, int lane, float (&c)[4]) const {
-    for (int i = 0; i < 4; ++i) c[i] = 0.0f;
-    const int pair = 2 * (lane % 4);
+    const int pair = first_video(lane);
     const float* const video[2] = {messages[0].latent[changed >> pair & 1][pair],
                                    messages[0].latent[changed >> (pair + 1) & 1][pair + 1]};
     constexpr int kStride = sizeof(LatentMessage<float>) / sizeof(float);
-    multiply_rows<kMostLatents>(
-        c, shared.input[warp][lane / 4], shared.input[warp][8 + lane / 4 % 4],
+    multiply_rows<kMostLatents, kFew>(
+        c, shared.input[warp][lane / 4], shared.input[warp][8 + lane / 4 % 4], lane,
         [&](int j, int k) { return video[j] + k / kOwnLatents * kStride + k % kOwnLatents; });
   }
   AHLM_DEVICE void of_heads(const Shared& shared, const float (&d)[kVideos][kRow], int warp, int lane,
                             float (&c)[kHeads][4]) const {
-    const float* const video = d[2 * (lane % 4)] + 32 * warp;
+    const float* const video = d[first_video(lane)] + 32 * warp;
     AHLM_UNROLL
-    for (int i = 0; i < kHeads; ++i) {
-      for (int j = 0; j < 4; ++j) c[i][j] = 0.0f;
-      multiply_rows<32>(c[i], shared.head[i][lane / 4] + 32 * warp, shared.head[i][8 + lane / 4] + 32 * warp,
-                        [=](int j, int k) { return video + j * kRow + k; });
-    }
+    for (int i = 0; i < kHeads; ++i)
+      multiply_rows<32, kFew>(c[i], shared.head[i][lane / 4] + 32 * warp, shared.head[i][8 + lane / 4] + 32 * warp, lane,
+                              [=](int j, int k) { return video + j * kRow + k; });
   }
 };
 

@@ -21,6 +21,8 @@ from ..gaussian import Gaussian, fuse, fuse_backward, kl_backward, split, split_
 from .types import ScanOutput, ScanRules, ScanStreams, ScanWeights
 
 STATE_SIZE, MOST_LATENTS = 256, 64
+# float32 batches that run in clusters of two videos: 132 multiprocessors hold about 15 clusters of 8 blocks at once
+FEW_VIDEOS = 30
 MOST_ROWS = 2**31 - 1  # of (B, T): the kernels count them in 32 bits
 NAME = "libahlm_cuda.so"
 
@@ -39,18 +41,21 @@ _Scan = _structure(
     "start prior posterior gru_input gru_state gru_input_bias gru_state_bias prior_state prior_bias posterior_state "
     "initial_state noise lengths order forced_changes change_points kl_static kl_change kl_charged latent belief_mean "
     "belief_log_std state",
-    "batch snippets latent_size state_size held change_prior transition uses_state reset refractory",
+    "batch snippets latent_size state_size few held change_prior transition uses_state reset refractory",
     "belief_weight evidence_weight alpha alpha_down beta0 beta_low beta_high",
 )
 _Reverse = _structure(
     "AhlmCudaReverse",
     "gru_input gru_state posterior_state lengths order restarts to_candidate to_reset to_update reset update "
     "into_state through_state belief_terms belief_gradient state_gradient",
-    "batch snippets latent_size state_size transition",
+    "batch snippets latent_size state_size few transition",
 )
 _Resources = _structure("AhlmCudaResources", "", "registers local_bytes shared_bytes threads clusters")
-KERNELS = ("forward fp32", "forward fp32, transition", "forward fp16", "forward fp16, transition")
-KERNELS += ("reverse fp32", "reverse fp32, transition")
+KERNELS = tuple(
+    name + reading
+    for name in ("forward fp32", "forward fp32, few videos", "forward fp16", "reverse fp32", "reverse fp32, few videos")
+    for reading in ("", ", transition")
+)
 
 
 class Library:
@@ -176,6 +181,7 @@ def forward(
         snippets=n_snippets,
         latent_size=z,
         state_size=h,
+        few=precision == "fp32" and batch <= FEW_VIDEOS,
         held=rules.static_belief == "held",
         change_prior=("state", "constant", "full").index(rules.change_prior),
         transition=rules.evidence == "transition",
@@ -343,7 +349,7 @@ def backward(
         ("through_state", through_state),
     ):
         tensors[name] = pad(term, (0, 0, 0, 1)).contiguous()
-    sizes = {"batch": batch, "snippets": n_snippets, "latent_size": z, "state_size": h}
+    sizes = {"batch": batch, "snippets": n_snippets, "latent_size": z, "state_size": h, "few": batch <= FEW_VIDEOS}
     transition = rules.evidence == "transition"
     library.reverse(_Reverse(**_pointers(tensors), **sizes, transition=transition), start.device)
 

@@ -51,7 +51,9 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> fused.Library:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_dropped(emulated: fused.Library) -> Any:
+def _defaults(emulated: fused.Library, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Eight videos a cluster, whatever the batch, and every barrier."""
+    monkeypatch.setattr(fused, "FEW_VIDEOS", 0)
     emulated.calls.ahlm_emulation_seed(ctypes.c_uint64(0))
     yield
     emulated.calls.ahlm_emulation_drop(0)
@@ -163,6 +165,19 @@ def test_no_schedule_changes_a_bit(emulated: fused.Library, rules: ScanRules, pr
 
 
 @pytest.mark.parametrize("rules", [FILTERED, LITERAL], ids=["filtered", "literal"])
+def test_few_videos_give_the_same_bits(
+    emulated: fused.Library, rules: ScanRules, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = case(rules, batch=5, z=30)
+    many = fused.forward(**inputs, library=emulated)
+    monkeypatch.setattr(fused, "FEW_VIDEOS", 5)
+    few = check_forward(emulated, inputs)
+    for one, other in zip(many, few, strict=True):
+        assert torch.equal(one, other)
+    check_backward(emulated, inputs)
+
+
+@pytest.mark.parametrize("rules", [FILTERED, LITERAL], ids=["filtered", "literal"])
 def test_half_precision(emulated: fused.Library, rules: ScanRules) -> None:
     """Seeded normal inputs, 10 videos of 50 snippets: decisions that differ from float32's, and errors of the rest."""
     inputs = case(rules, n=50) | {"lengths": torch.full((10,), 50)}
@@ -203,7 +218,11 @@ def test_a_missing_barrier_is_found(emulated: fused.Library, wait: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("rules", [FILTERED, LITERAL], ids=["filtered", "literal"])
 @pytest.mark.parametrize("z", [16, 32, 64])
-def test_at_the_size_of_the_device(emulated: fused.Library, rules: ScanRules, z: int) -> None:
+@pytest.mark.parametrize("few_videos", [0, 10])
+def test_at_the_size_of_the_device(
+    emulated: fused.Library, rules: ScanRules, z: int, few_videos: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused, "FEW_VIDEOS", few_videos)
     inputs = case(rules, h=256, z=z)
     for seed in (1, 3):
         emulated.calls.ahlm_emulation_seed(ctypes.c_uint64(seed))
@@ -258,10 +277,11 @@ def test_no_kernel_spills_registers_on_the_device() -> None:
 
 @pytest.mark.skipif(not fused.available(), reason="no card that the CUDA kernels fit, or they are not installed")
 @pytest.mark.parametrize("rules", [*READINGS, LITERAL], ids=[*NAMES, "literal"])
-def test_on_the_card(rules: ScanRules) -> None:
+def test_on_the_card(rules: ScanRules, monkeypatch: pytest.MonkeyPatch) -> None:
     library = fused.installed()
     assert library is not None
-    for z, n in ((16, 12), (64, 40)):
+    for z, n, few_videos in ((16, 12, 0), (64, 40, 0), (64, 40, 10)):
+        monkeypatch.setattr(fused, "FEW_VIDEOS", few_videos)
         on_cpu = case(rules, z=z, n=n, h=fused.STATE_SIZE)
         inputs = {
             name: type(value)(*(t if t is None else t.cuda() for t in value))
