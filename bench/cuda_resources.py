@@ -117,7 +117,9 @@ def main() -> None:
     rows = table()
     for name, row in rows.items():
         print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in row.items()))
-    note = "compiled for sm_90, not run; the time is an estimate from published latencies and full multiply rates at 1.755 GHz"
+    note = (
+        "compiled for sm_90, not run; times are estimates from published latencies and full multiply rates, 1.755 GHz"
+    )
     if options.write:
         write_json(RESULT, {"note": note, "state_size": 256, "most_latents": 64, "kernels": rows})
     print(note)

@@ -1,9 +1,10 @@
 // The change-point scan (eqs. 4-8) and its reverse, on clusters of 8 blocks: nvcc for sm_90, or any C++ compiler with
 // -DAHLM_EMULATE (emulation.hpp). What is computed is in kernels/change_point_scan/reference.py and not repeated here.
 //
-// A cluster takes eight videos, of neighbouring length (or two, where there are few). Each block owns an eighth of the units of the state and eight
-// latent dimensions, with their weights. A step is two rounds through distributed shared memory: every block sends its
-// units' d' to all, and its latents and shares of the KLs to all. All blocks then know the decision.
+// A cluster takes eight videos, of neighbouring length (or two, where there are few). Each block owns an eighth of the
+// units of the state and eight latent dimensions, with their weights. A step is two rounds through distributed shared
+// memory: every block sends its units' d' to all, and its latents and shares of the KLs to all. All blocks then know the
+// decision.
 // What is read in a step was sent in it, and nobody sends in the next step before having read in this one and having
 // heard from all; so one buffer is enough for latents, and two for the state, whose senders run a round ahead.
 #include "change_point_scan.hpp"

@@ -154,7 +154,7 @@ struct Products<kH, float, kTransition, kFew> {
   static constexpr int kRow = kH + 4, kInputRow = kMostLatents + 4;
   static constexpr int kHeads = kTransition ? 2 : 1, kWarps = kH / 32;
   struct Shared {
-    float state[kWarps][12][kRow], input[kWarps][12][kInputRow], head[kHeads][16][kRow];
+    alignas(16) float state[kWarps][12][kRow], input[kWarps][12][kInputRow], head[kHeads][16][kRow];
   };
 
   AHLM_DEVICE static void load_row(float* to, const float* from, int size, int width, int lane) {
