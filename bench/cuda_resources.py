@@ -16,14 +16,15 @@ from typing import Any
 import torch
 
 from ahlm.files import write_json
-from ahlm.kernels.change_point_scan.fused_cuda import KERNELS, Library
+from ahlm.kernels.cuda import SCAN_KERNELS, SNIPPET_KERNELS, Library
 
-SOURCE = Path(__file__).parents[1] / "csrc" / "cuda" / "change_point_scan.cu"
+FOLDER = Path(__file__).parents[1] / "csrc" / "cuda"
+SOURCES = [str(FOLDER / f"{name}.cu") for name in ("change_point_scan", "snippet_scan")]
 RESULT = Path(__file__).parent / "results" / "cuda_resources.json"
 FLAGS = ("-std=c++17", "-O3", "-gencode", "arch=compute_90,code=sm_90", "-Xptxas", "-v", "-Xcompiler", "-fPIC")
 
 # mangled: function, template arguments
-PATTERNS = tuple(
+SCAN_PATTERNS = tuple(
     f"{function}ILi256E{number}Lb{transition}ELb{few}"
     for function, number, few in (
         ("scan_forward", "f", 0),
@@ -34,6 +35,7 @@ PATTERNS = tuple(
     )
     for transition in (0, 1)
 )
+SNIPPET_PATTERNS = ("scan_snippetsILi256EfLb0", "scan_snippetsILi256EfLb1", "scan_snippetsILi256E6__halfLb0")
 
 # Cycles of the longest chain of a step that are not products, from published latencies (shared memory 29, mma 24,
 # distributed shared memory about 200 a hop, a block barrier 40, shuffles 24, special functions 20 to 40).
@@ -53,6 +55,7 @@ def latencies(name: str) -> int:
 def products(name: str) -> int:
     """Cycles of the matrix products of a step that nothing hides, of H 256, Z 64 on one block."""
     transition = "transition" in name
+    # the snippet scan does what the change-point scan does under `transition`, with one head and no KL
     videos = 2 if "few" in name else 8
     if "reverse" in name:
         rows = (32 + 8) * 3 * 256 + (32 * 128 if transition else 0)
@@ -71,7 +74,7 @@ def compile_library(folder: Path) -> tuple[Library, str]:
         raise SystemExit("nvcc is needed and not on PATH")
     path = folder / "kernels.so"
     done = subprocess.run(
-        [nvcc, *FLAGS, "-shared", "-cudart", "static", str(SOURCE), "-o", str(path)],
+        [nvcc, *FLAGS, "-shared", "-cudart", "static", *SOURCES, "-o", str(path)],
         check=True,
         capture_output=True,
         text=True,
@@ -84,7 +87,8 @@ def table() -> dict[str, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         library, report = compile_library(Path(folder))
         rows: dict[str, dict[str, Any]] = dict(library.resources(torch.device("cpu")))
-    for name, pattern in zip(KERNELS, PATTERNS, strict=True):
+    patterns = (*SCAN_PATTERNS, *SNIPPET_PATTERNS)
+    for name, pattern in zip((*SCAN_KERNELS, *SNIPPET_KERNELS), patterns, strict=True):
         found = re.search(
             pattern + r".*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
             r".*?Used (\d+) registers",
@@ -117,9 +121,7 @@ def main() -> None:
     rows = table()
     for name, row in rows.items():
         print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in row.items()))
-    note = (
-        "compiled for sm_90, not run; times are estimates from published latencies and full multiply rates, 1.755 GHz"
-    )
+    note = "compiled for sm_90, not run; times are estimates: published latencies, full multiply rates, 1.755 GHz"
     if options.write:
         write_json(RESULT, {"note": note, "state_size": 256, "most_latents": 64, "kernels": rows})
     print(note)

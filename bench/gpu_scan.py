@@ -19,6 +19,7 @@ from ahlm.data.synthetic import demo_dataset
 from ahlm.files import write_json
 from ahlm.kernels.change_point_scan import ScanOutput, ScanRules, ScanStreams, ScanWeights, change_point_scan
 from ahlm.kernels.change_point_scan import fused_cuda as fused
+from ahlm.kernels.cuda import installed
 from ahlm.train import Trainer, new_model
 
 Z, H = 64, 256
@@ -166,7 +167,7 @@ def main() -> None:
     if options.part == "small":
         small()
     elif options.part == "resources":
-        library = fused.installed()
+        library = installed()
         if library is None:
             raise SystemExit("the CUDA kernels are not installed")
         write_json(options.output, {"resources": library.resources(DEVICE)})

@@ -7,66 +7,18 @@
 // decision.
 // What is read in a step was sent in it, and nobody sends in the next step before having read in this one and having
 // heard from all; so one buffer is enough for latents, and two for the state, whose senders run a round ahead.
-#include "change_point_scan.hpp"
-#include "gaussian.hpp"
-#include "hardware.hpp"
-#include "products.hpp"
+#include "scan.hpp"
 
 namespace ahlm::gpu {
 namespace {
 
-// What one thread waits for another at; the emulation can leave one out, to see that it would be missed.
-enum Wait { kOpened = 1, kHeadParts, kMessage, kOwnState, kState, kLatents, kEvidence, kGates, kGateParts };
-
-struct Video {
-  int row, length;  // its first row of (B, T); length 0 where the cluster has fewer than eight videos
-};
-template <typename Job>
-AHLM_DEVICE Video video_at(const Job& job, int slot) {
-  const int places = job.few ? kFewVideos : kVideos, index = cluster_index() * places + slot;
-  if (slot >= places || index >= job.batch) return {0, 0};
-  const int video = static_cast<int>(job.order[index]);
-  return {video * job.snippets, static_cast<int>(job.lengths[video])};
-}
-AHLM_DEVICE std::size_t at(int row, int width, int column) {
-  return static_cast<std::size_t>(row) * static_cast<std::size_t>(width) + static_cast<std::size_t>(column);
-}
-AHLM_DEVICE float converted(float x, float) { return x; }
-AHLM_DEVICE Half converted(float x, Half) { return to_half(x); }
-
-template <int kBytes>
-struct alignas(kBytes) Chunk {
-  std::uint32_t words[kBytes / 4];
-};
-template <int kBytes>
-AHLM_DEVICE Chunk<kBytes> chunk_at(const void* aligned) {
-  Chunk<kBytes> chunk;
-  __builtin_memcpy(&chunk, __builtin_assume_aligned(aligned, kBytes), kBytes);
-  return chunk;
-}
-
 // ---- forward
-
-template <int kH, typename Number, bool kTransition, bool kFew>
-struct ForwardShared {
-  using Weights = Products<kH, Number, kTransition, kFew>;
-  alignas(16) Number state[2][kVideos][Weights::kRow];
-  LatentMessage<Number> messages[kRanks], outgoing;
-  alignas(16) Number own_state[kH / 32][kVideos][4];
-  float head_parts[kH / 32][2][4][32];
-  typename Weights::Shared weights;
-  Mailbox state_box[2], latent_box;
-};
 
 // What a latent dimension of a video needs of the streams for the step from column t to t + 1.
 struct Column {
   Gauss start, posterior, prior;
   float noise;
 };
-AHLM_DEVICE Gauss stream_at(const float* stream, int row, int latents, int z) {
-  if (!stream) return {0.0f, 0.0f};
-  return {stream[at(row, 2 * latents, z)], stream[at(row, 2 * latents, latents + z)]};
-}
 AHLM_DEVICE Column column_at(const AhlmCudaScan& job, const Video& video, int t, int z) {
   if (t + 1 >= video.length || z >= job.latent_size) return {};
   const int row = video.row + t;
@@ -78,57 +30,6 @@ AHLM_DEVICE void write_latent(const AhlmCudaScan& job, int row, int z, float lat
   job.latent[place] = latent;
   job.belief_mean[place] = belief.mean;
   job.belief_log_std[place] = belief.log_std;
-}
-
-// Of a tile of the GRU: what a lane's own unit and video need. Lanes 0-15 hold reset gates and the state's part of the
-// candidate, lanes 16-31 update gates and the input's part; they swap a column each.
-struct Gates {
-  float reset, update, from_state, from_input;
-};
-AHLM_DEVICE Gates own_gates(const float (&c)[4], bool low) {
-  const float first = shuffle_xor(low ? c[1] : c[0], 16), second = shuffle_xor(low ? c[3] : c[2], 16);
-  return {low ? c[0] : first, low ? first : c[1], low ? c[2] : second, low ? second : c[3]};
-}
-
-// The sum of the heads' products over the warps, for the first warp; the others get nothing of use.
-template <int kHeads, typename Shared, typename Number, typename Weights>
-AHLM_DEVICE void multiply_heads(Shared& shared, const Weights& weights, const Number (&d)[kVideos][Weights::kRow],
-                                int warp, int lane, int n_warps, float (&heads)[kHeads][4]) {
-  weights.of_heads(shared.weights, d, warp, lane, heads);
-  for (int i = 0; i < kHeads; ++i)
-    for (int j = 0; j < 4; ++j) shared.head_parts[warp][i][j][lane] = heads[i][j];
-  if (keeps(kHeadParts)) block_barrier();
-  if (warp != 0) return;
-  for (int i = 0; i < kHeads; ++i)
-    for (int j = 0; j < 4; ++j) {
-      heads[i][j] = 0.0f;
-      for (int w = 0; w < n_warps; ++w) heads[i][j] += shared.head_parts[w][i][j][lane];
-    }
-}
-
-// By the first warp: this block's latents (before and after a change) and KLs to every block.
-template <typename Shared, typename Number>
-AHLM_DEVICE void publish(Shared& shared, int lane, const float (&latent)[2][2], float (&kl)[3][2], Number number) {
-  AHLM_UNROLL
-  for (int i = 0; i < 3; ++i)
-    for (int j = 0; j < 2; ++j)
-      for (int mask = 4; mask < 32; mask *= 2) kl[i][j] += shuffle_xor(kl[i][j], mask);
-  AHLM_UNROLL
-  for (int j = 0; j < 2; ++j) {
-    const int slot = 2 * (lane % 4) + j;
-    for (int i = 0; i < 2; ++i) shared.outgoing.latent[i][slot][lane / 4] = converted(latent[i][j], number);
-    if (lane < 4)
-      for (int i = 0; i < 3; ++i) shared.outgoing.kl[i][slot] = kl[i][j];
-  }
-  if (keeps(kMessage)) warp_barrier();
-  constexpr int kPieces = sizeof(shared.outgoing) / 16;
-  const char* const from = reinterpret_cast<const char*>(&shared.outgoing);
-  char* const to = reinterpret_cast<char*>(&shared.messages[cluster_rank()]);
-  for (int i = lane; i < kPieces * kRanks; i += 32) {
-    const int offset = i % kPieces * 16;
-    send(chunk_at<16>(from + offset), to + offset, &shared.latent_box, i / kPieces);
-  }
-  warp_barrier();  // the last round is not of all lanes
 }
 
 template <int kH, typename Number, bool kTransition, bool kFew>
@@ -153,24 +54,10 @@ AHLM_KERNEL(kH) scan_forward(const AhlmCudaScan job) {
   const int steps = video_at(job, 0).length - 1;  // the first is the longest
 
   typename Shared::Weights weights;
-  weights.load(job, shared.weights, warp, lane);
-  const float d0 = job.initial_state[unit];
-  const float bias_reset = job.gru_input_bias[unit] + job.gru_state_bias[unit];
-  const float bias_update = job.gru_input_bias[kH + unit] + job.gru_state_bias[kH + unit];
-  const float bias_input = job.gru_input_bias[2 * kH + unit], bias_state = job.gru_state_bias[2 * kH + unit];
-  for (int i = thread_index(); i < kVideos * kH; i += kH)
-    shared.state[1][i / kH][i % kH] = converted(job.initial_state[i % kH], number);
-  constexpr int kStateBytes = kVideos * kH * static_cast<int>(sizeof(Number));
-  constexpr int kLatentBytes = sizeof shared.messages;
-  if (thread_index() == 0) {
-    for (int i = 0; i < 2; ++i) mailbox_open(&shared.state_box[i]);
-    mailbox_open(&shared.latent_box);
-    mailboxes_opened();
-    for (int i = 0; i < 2; ++i) mailbox_expect(&shared.state_box[i], kStateBytes);
-    mailbox_expect(&shared.latent_box, kLatentBytes);
-  }
-  block_barrier();
-  if (keeps(kOpened)) cluster_barrier();
+  weights.load({job.gru_state, job.gru_input, {job.prior_state, job.posterior_state}, job.latent_size}, shared.weights,
+               warp, lane);
+  const Unit own = unit_at(job, unit);
+  open_scan<kH>(shared, job.initial_state, number);
 
   // what the weights make of d0: of the GRU at the start and after every reset, of the heads for the static prior
   float tile[4], heads[kHeads][4];
@@ -200,8 +87,7 @@ AHLM_KERNEL(kH) scan_forward(const AhlmCudaScan job) {
     }
     publish(shared, lane, latent, kl, number);
   }
-  mailbox_wait(&shared.latent_box, 0);
-  if (thread_index() == 0) mailbox_expect(&shared.latent_box, kLatentBytes);
+  receive(kLatents, &shared.latent_box, 0, Shared::kLatentBytes);
   const auto whole = [&](int which) {
     float total = 0.0f;
     for (int i = 0; i < kRanks; ++i) total += shared.messages[i].kl[which][lane % 8];
@@ -213,27 +99,19 @@ AHLM_KERNEL(kH) scan_forward(const AhlmCudaScan job) {
     job.kl_static[judged.row] = job.kl_change[judged.row] = 0.0f;
     job.kl_charged[judged.row] = whole(2);
   }
-  if (moved.length > 0) job.state[at(moved.row, kH, unit)] = d0;
+  if (moved.length > 0) job.state[at(moved.row, kH, unit)] = own.start;
 
   unsigned changed = 0;  // a bit a video
   int waiting = 0;
-  float d = d0, beta = job.beta0;
+  float d = own.start, beta = job.beta0;
   Gates gates = gates_of_start;
   for (int t = 0; t < steps; ++t) {
-    const int buffer = t % 2, phase = t / 2 % 2;
+    const int buffer = t % 2;
 
     // d' of this block's units, to all
     weights.of_latent(shared.weights, shared.messages, changed, warp, lane, tile);
-    const Gates input = own_gates(tile, low);
-    const float reset = Math::sigmoid(input.reset + gates.reset + bias_reset);
-    const float update = Math::sigmoid(input.update + gates.update + bias_update);
-    const float candidate = Math::tanh(input.from_input + bias_input + reset * (gates.from_state + bias_state));
-    const float next = candidate + update * (d - candidate);
-    shared.own_state[warp][slot][lane / 4 % 4] = converted(next, number);
-    if (keeps(kOwnState)) warp_barrier();
-    const auto four = chunk_at<4 * sizeof(Number)>(shared.own_state[warp][lane % 8]);
-    for (int i = 0; i < 2; ++i)
-      send(four, &shared.state[buffer][lane % 8][rank * kOwn + 4 * warp], &shared.state_box[buffer], lane / 8 * 2 + i);
+    const float next = next_state<Math>(own_gates(tile, low), gates, own, d);
+    send_state<kH>(shared, buffer, warp, lane, converted(next, number));
 
     // eqs. 4-6 of this block's latent dimensions: what does not need d' while it is on its way, the rest, to all
     Column column[2];
@@ -255,8 +133,7 @@ AHLM_KERNEL(kH) scan_forward(const AhlmCudaScan job) {
         if constexpr (!kTransition) filter(j, clamped(column[j].start));
       }
     }
-    if (keeps(kState)) mailbox_wait(&shared.state_box[buffer], phase);
-    if (thread_index() == 0) mailbox_expect(&shared.state_box[buffer], kStateBytes);
+    receive(kState, &shared.state_box[buffer], t / 2, Shared::kStateBytes);
     multiply_heads(shared, weights, shared.state[buffer], warp, lane, kWarps, heads);
     if (warp == 0) {
       AHLM_UNROLL
@@ -274,8 +151,7 @@ AHLM_KERNEL(kH) scan_forward(const AhlmCudaScan job) {
     // what the weights make of d', while the KLs are on their way
     weights.of_state(shared.weights, shared.state[buffer], warp, lane, tile);
     gates = own_gates(tile, low);
-    if (keeps(kLatents)) mailbox_wait(&shared.latent_box, (t + 1) % 2);
-    if (thread_index() == 0) mailbox_expect(&shared.latent_box, kLatentBytes);
+    receive(kLatents, &shared.latent_box, t + 1, Shared::kLatentBytes);
 
     // eqs. 7-8, the same in every warp of every block
     const float kl_static = whole(0), kl_change = whole(1);
@@ -297,7 +173,7 @@ AHLM_KERNEL(kH) scan_forward(const AhlmCudaScan job) {
     }
 
     const bool restarts = !job.uses_state || (job.reset && (changed >> slot & 1));
-    d = restarts ? d0 : next;
+    d = restarts ? own.start : next;
     if (restarts) gates = gates_of_start;
     if (t + 1 < moved.length) job.state[at(moved.row + t + 1, kH, unit)] = d;
     if (warp == 0) {
@@ -409,7 +285,7 @@ AHLM_KERNEL(kH) scan_reverse(const AhlmCudaReverse job) {
   UnitTerms upcoming = unit_terms(job, video, last - 1, unit);
   for (int column = last;; --column) {
     const bool is_real = column < video.length;
-    const int turn = last - column, buffer = turn % 2, phase = turn / 2 % 2;
+    const int turn = last - column, buffer = turn % 2;
     if (has_latent) {
       const float mean = carried.mean + belief.into_mean + to_latent;
       const float log_std = carried.log_std + belief.into_log_std + to_latent * belief.noise_std;
@@ -433,24 +309,25 @@ AHLM_KERNEL(kH) scan_reverse(const AhlmCudaReverse job) {
     const UnitTerms terms = upcoming;
     upcoming = unit_terms(job, video, column - 2, unit);
     into = terms.into;
-    float to_next = (terms.restarts ? 0.0f : to_state) + terms.through;
+    float from_evidence = 0.0f;
     if constexpr (kTransition) {
-      if (keeps(kEvidence)) mailbox_wait(&shared.evidence_box, turn % 2);
-      if (thread_index() == 0) mailbox_expect(&shared.evidence_box, kEvidenceBytes);
+      receive(kEvidence, &shared.evidence_box, turn, kEvidenceBytes);
       for (int k = 0; k < 2 * kMostLatents; k += 4) {
         const float4 w = *reinterpret_cast<const float4*>(&shared.posterior[own][k]);
         const float4 e = *reinterpret_cast<const float4*>(&shared.evidence[slot][k]);
-        to_next += w.x * e.x + w.y * e.y + w.z * e.z + w.w * e.w;
+        from_evidence += w.x * e.x + w.y * e.y + w.z * e.z + w.w * e.w;
       }
     }
+    // evidence is of d', before a restart, or (of the snippet scan) of the state after it
+    const float given = job.after_restart ? to_state + from_evidence : to_state;
+    const float to_next = (terms.restarts ? 0.0f : given) + terms.through + (job.after_restart ? 0.0f : from_evidence);
     const float to_candidate = to_next * terms.to_candidate;
     alignas(16) const float gates[4] = {to_candidate * terms.to_reset, to_next * terms.to_update, to_candidate,
                                         to_candidate * terms.reset};
     AHLM_UNROLL
     for (int i = 0; i < kRanks; ++i)
       send(chunk_at<16>(gates), &shared.gates[buffer][slot][4 * unit], &shared.gate_box[buffer], i);
-    if (keeps(kGates)) mailbox_wait(&shared.gate_box[buffer], phase);
-    if (thread_index() == 0) mailbox_expect(&shared.gate_box[buffer], kGateBytes);
+    receive(kGates, &shared.gate_box[buffer], turn / 2, kGateBytes);
 
     // back through the weights: each warp 32 units' gates (of few videos, each lane a quarter of them), then the sum
     float c[kGroups][2] = {};
@@ -500,56 +377,6 @@ AHLM_KERNEL(kH) scan_reverse(const AhlmCudaReverse job) {
 
 // ---- launches
 
-template <typename Job>
-int clusters_of(const Job& job) {
-  const int places = job.few ? kFewVideos : kVideos;
-  return (job.batch + places - 1) / places;
-}
-
-#ifdef AHLM_EMULATE
-
-std::uint64_t seed = 0;
-std::string last_error;
-
-template <typename Job>
-int launch(void (*kernel)(Job), const Job& job, int threads, std::size_t shared, void*) {
-  last_error = run(clusters_of(job), threads, shared, seed, [&] { kernel(job); });
-  return last_error.empty() ? 0 : -1;
-}
-
-#else
-
-int code(cudaError_t error) { return static_cast<int>(error); }
-
-template <typename Job>
-int launch(void (*kernel)(Job), const Job& job, int threads, std::size_t shared, void* stream) {
-  const int bytes = static_cast<int>(shared);
-  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  if (error != cudaSuccess) return code(error);
-  kernel<<<static_cast<unsigned>(clusters_of(job) * kRanks), static_cast<unsigned>(threads), shared, static_cast<cudaStream_t>(stream)>>>(job);
-  return code(cudaGetLastError());
-}
-
-template <typename Job>
-int measure(void (*kernel)(Job), int threads, std::size_t shared, AhlmCudaResources* found) {
-  const int bytes = static_cast<int>(shared);
-  *found = {-1, -1, bytes, threads, -1};
-  cudaFuncAttributes attributes;
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, kernel);
-  if (error != cudaSuccess) return code(error);
-  found->registers = attributes.numRegs;
-  found->local_bytes = static_cast<std::int32_t>(attributes.localSizeBytes);
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(kRanks);
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = shared;
-  return code(cudaOccupancyMaxActiveClusters(&found->clusters, kernel, &config));
-}
-
-#endif
-
-constexpr int kNoKernel = -2;
 
 // `use(kernel, threads, shared bytes)` with the kernel of a size, a number of videos, a precision and a reading
 template <int kH, typename Number, bool kFew, typename Use>
@@ -591,7 +418,7 @@ int ahlm_cuda_change_point_scan(const AhlmCudaScan* scan, std::int32_t precision
   return kNoKernel;
 }
 
-int ahlm_cuda_change_point_reverse(const AhlmCudaReverse* reverse, void* stream) {
+int ahlm_cuda_reverse(const AhlmCudaReverse* reverse, void* stream) {
   if (reverse->latent_size > kMostLatents) return kNoKernel;
   const auto use = [=](auto kernel, int threads, std::size_t shared) {
     return launch(kernel, *reverse, threads, shared, stream);
@@ -605,11 +432,11 @@ int ahlm_cuda_change_point_reverse(const AhlmCudaReverse* reverse, void* stream)
 
 #ifdef AHLM_EMULATE
 
-void ahlm_emulation_seed(std::uint64_t value) { seed = value; }
+void ahlm_emulation_seed(std::uint64_t seed) { machine().seed = seed; }
 void ahlm_emulation_drop(std::int32_t wait) { machine().dropped = wait; }
 int ahlm_cuda_device_fits() { return 1; }
 int ahlm_cuda_resources(std::int32_t, AhlmCudaResources*) { return kNoKernel; }
-const char* ahlm_cuda_error(int error) { return error == -1 ? last_error.c_str() : "there is no kernel of this size"; }
+const char* ahlm_cuda_error(int error) { return error == -1 ? machine().error.c_str() : "there is no kernel of this size"; }
 
 #else
 

@@ -70,6 +70,7 @@ struct Message {
 
 // One cluster at a time; a single operating-system thread.
 struct Machine {
+  std::uint64_t seed = 0;
   std::mt19937_64 random;
   std::string error;
   int cluster = 0, alive = 0;
@@ -198,14 +199,13 @@ inline void prepare_cluster(int threads, std::size_t shared_bytes, char* stacks)
 }
 
 // every cluster of a grid in turn; returns what went wrong, or nothing
-inline std::string run(int clusters, int threads, std::size_t shared_bytes, std::uint64_t seed,
-                       const std::function<void()>& kernel) {
+inline std::string run(int clusters, int threads, std::size_t shared_bytes, const std::function<void()>& kernel) {
   Machine& m = machine();
-  m.random.seed(seed);
+  m.random.seed(m.seed);
   m.error.clear();
   m.kernel = kernel;
   const double promptness[] = {1.0, 0.2, 0.01, 0.0};
-  m.promptness = promptness[seed % 4];
+  m.promptness = promptness[m.seed % 4];
   const std::unique_ptr<char[]> stacks(new char[kStack * static_cast<std::size_t>(threads * kBlocksOfCluster)]);
   for (m.cluster = 0; m.cluster < clusters && m.error.empty(); ++m.cluster) {
     prepare_cluster(threads, shared_bytes, stacks.get());

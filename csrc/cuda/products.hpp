@@ -6,13 +6,19 @@
 // A lane holds rows l / 4 and l / 4 + 8 of videos 2 (l % 4) and 2 (l % 4) + 1.
 #pragma once
 
-#include "change_point_scan.hpp"
+#include <cstddef>
+
 #include "hardware.hpp"
 
 namespace ahlm::gpu {
 
 constexpr int kVideos = 8, kFewVideos = 2;  // of a cluster
 constexpr int kRanks = 8, kOwnLatents = 8, kMostLatents = kRanks * kOwnLatents;
+
+struct WeightArrays {
+  const float *gru_state, *gru_input, *heads[2];  // null: zeros
+  int latents;
+};
 
 // Rows l / 4 and l / 4 + 8 of a tile; null is a row of zeros.
 struct Rows {
@@ -65,14 +71,14 @@ struct Products<kH, Half, kTransition, false> {
       tile[step][3] = pair(rows.second, k + 8, width);
     }
   }
-  AHLM_DEVICE void load(const AhlmCudaScan& job, Shared&, int warp, int lane) {
+  AHLM_DEVICE void load(const WeightArrays& from, Shared&, int warp, int lane) {
     const int row = lane / 4, unit = cluster_rank() * (kH / kRanks) + 4 * warp + row % 4;
     const int latent = cluster_rank() * kOwnLatents + row;
-    load_tile(state, state_rows(job.gru_state, kH, unit, row), 0, kH, lane);
-    load_tile(input, input_rows(job.gru_input, kH, job.latent_size, unit, row), 0, job.latent_size, lane);
-    load_tile(head[0], head_rows(job.prior_state, kH, job.latent_size, latent), 32 * warp, kH, lane);
-    if constexpr (kTransition)
-      load_tile(head[1], head_rows(job.posterior_state, kH, job.latent_size, latent), 32 * warp, kH, lane);
+    load_tile(state, state_rows(from.gru_state, kH, unit, row), 0, kH, lane);
+    load_tile(input, input_rows(from.gru_input, kH, from.latents, unit, row), 0, from.latents, lane);
+    AHLM_UNROLL
+    for (int i = 0; i < kHeads; ++i)
+      load_tile(head[i], head_rows(from.heads[i], kH, from.latents, latent), 32 * warp, kH, lane);
   }
   AHLM_DEVICE void of_state(const Shared&, const Half (&d)[kVideos][kRow], int, int lane, float (&c)[4]) const {
     float chain[2][4] = {};  // two sums, so that one product does not wait for the other
@@ -161,18 +167,17 @@ struct Products<kH, float, kTransition, kFew> {
     for (int k = lane; k < size; k += 32) to[k] = element(from, k, width);
   }
   // a warp loads its own gates; the rows of the heads are dealt out; a block barrier must follow
-  AHLM_DEVICE void load(const AhlmCudaScan& job, Shared& shared, int warp, int lane) {
-    const int latents = job.latent_size;
+  AHLM_DEVICE void load(const WeightArrays& from, Shared& shared, int warp, int lane) {
+    const int latents = from.latents;
     for (int row = 0; row < 12; ++row) {
       const int gate = row / 4, unit = cluster_rank() * (kH / kRanks) + 4 * warp + row % 4;
-      const std::size_t from = static_cast<std::size_t>(gate * kH + unit);
-      load_row(shared.state[warp][row], job.gru_state + from * kH, kH, kH, lane);
-      load_row(shared.input[warp][row], job.gru_input + from * latents, kMostLatents, latents, lane);
+      const std::size_t place = static_cast<std::size_t>(gate * kH + unit);
+      load_row(shared.state[warp][row], from.gru_state + place * kH, kH, kH, lane);
+      load_row(shared.input[warp][row], from.gru_input + place * latents, kMostLatents, latents, lane);
     }
     for (int i = 0; i < kHeads; ++i)
       for (int row = warp; row < 16; row += kWarps) {
-        const Rows rows = head_rows(i ? job.posterior_state : job.prior_state, kH, latents,
-                                    cluster_rank() * kOwnLatents + row % 8);
+        const Rows rows = head_rows(from.heads[i], kH, latents, cluster_rank() * kOwnLatents + row % 8);
         load_row(shared.head[i][row], row < 8 ? rows.first : rows.second, kH, kH, lane);
       }
   }

@@ -1,42 +1,21 @@
-"""The change-point scan on Hopper GPUs (sm_90): clusters of 8 blocks, weights that stay on the chip, one launch a scan.
-
-The kernels are in `csrc/cuda/`, built where CMake finds nvcc (`AHLM_CUDA`). They take H = 256 and Z up to 64.
-"""
+"""The change-point scan on Hopper GPUs; see `kernels/cuda.py`."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import functools
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-import ahlm
-
+from .. import cuda
+from ..cuda import available
 from ..gaussian import Gaussian, fuse, fuse_backward, kl_backward, split, split_backward
 from .types import ScanOutput, ScanRules, ScanStreams, ScanWeights
 
-STATE_SIZE, MOST_LATENTS = 256, 64
-# float32 batches that run in clusters of two videos: 132 multiprocessors hold about 15 clusters of 8 blocks at once
-FEW_VIDEOS = 30
-MOST_ROWS = 2**31 - 1  # of (B, T): the kernels count them in 32 bits
-NAME = "libahlm_cuda.so"
+__all__ = ["available", "backward", "forward", "supports"]
 
-Precision = Literal["fp32", "fp16"]
-
-
-def _structure(name: str, pointers: str, integers: str, floats: str = "") -> type[ctypes.Structure]:
-    """A struct of csrc/cuda/change_point_scan.hpp: pointers, then 32-bit integers, then floats."""
-    kinds = ((pointers, ctypes.c_void_p), (integers, ctypes.c_int32), (floats, ctypes.c_float))
-    fields = [(field, kind) for fields, kind in kinds for field in fields.split()]
-    return type(name, (ctypes.Structure,), {"_fields_": fields})
-
-
-_Scan = _structure(
+_Scan = cuda.structure(
     "AhlmCudaScan",
     "start prior posterior gru_input gru_state gru_input_bias gru_state_bias prior_state prior_bias posterior_state "
     "initial_state noise lengths order forced_changes change_points kl_static kl_change kl_charged latent belief_mean "
@@ -44,91 +23,12 @@ _Scan = _structure(
     "batch snippets latent_size state_size few held change_prior transition uses_state reset refractory",
     "belief_weight evidence_weight alpha alpha_down beta0 beta_low beta_high",
 )
-_Reverse = _structure(
-    "AhlmCudaReverse",
-    "gru_input gru_state posterior_state lengths order restarts to_candidate to_reset to_update reset update "
-    "into_state through_state belief_terms belief_gradient state_gradient",
-    "batch snippets latent_size state_size few transition",
-)
-_Resources = _structure("AhlmCudaResources", "", "registers local_bytes shared_bytes threads clusters")
-KERNELS = tuple(
-    name + reading
-    for name in ("forward fp32", "forward fp32, few videos", "forward fp16", "reverse fp32", "reverse fp32, few videos")
-    for reading in ("", ", transition")
-)
-
-
-class Library:
-    """The kernels in a shared object; `device` is the kind of memory they work on (`cpu`: they are emulated)."""
-
-    def __init__(self, path: Path, device: str = "cuda") -> None:
-        self.device = device
-        self.calls = ctypes.CDLL(str(path))
-        self.calls.ahlm_cuda_error.restype = ctypes.c_char_p
-
-    def device_fits(self, device: torch.device) -> bool:
-        """Whether a device has what the kernels are compiled for."""
-        with self._on(device):
-            return bool(self.calls.ahlm_cuda_device_fits())
-
-    def resources(self, device: torch.device) -> dict[str, dict[str, int]]:
-        """What each kernel takes, and how many clusters run at once on a device; -1 is unknown without a device."""
-        table = {}
-        with self._on(device):
-            for i, name in enumerate(KERNELS):
-                found = _Resources()
-                error = self.calls.ahlm_cuda_resources(i, ctypes.byref(found))
-                if torch.cuda.is_available():
-                    self._check(error)
-                table[name] = {field: getattr(found, field) for field, *_ in found._fields_}
-        return table
-
-    def scan(self, arguments: ctypes.Structure, precision: Precision, device: torch.device) -> None:
-        """Launch the forward scan."""
-        with self._on(device):
-            bits = int(precision.removeprefix("fp"))
-            self._check(self.calls.ahlm_cuda_change_point_scan(ctypes.byref(arguments), bits, self._stream(device)))
-
-    def reverse(self, arguments: ctypes.Structure, device: torch.device) -> None:
-        """Launch the sequential part of the reverse scan."""
-        with self._on(device):
-            self._check(self.calls.ahlm_cuda_change_point_reverse(ctypes.byref(arguments), self._stream(device)))
-
-    def _on(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-        return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-    def _stream(self, device: torch.device) -> ctypes.c_void_p:
-        return ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None)
-
-    def _check(self, error: int) -> None:
-        if error:
-            raise RuntimeError(f"CUDA change-point scan: {self.calls.ahlm_cuda_error(error).decode()}")
-
-
-@functools.cache
-def installed() -> Library | None:
-    """The kernels of this installation, none where it was built without nvcc."""
-    for folder in ahlm.__path__:
-        path = Path(folder) / NAME
-        if path.is_file():
-            with contextlib.suppress(OSError):
-                return Library(path)
-    return None
-
-
-def available(device: torch.device | None = None) -> bool:
-    """Whether the kernels are installed and a device (the current one) can run them; never raises."""
-    if not torch.cuda.is_available():
-        return False
-    library = installed()
-    return library is not None and library.device_fits(device or torch.device("cuda"))
 
 
 def supports(streams: ScanStreams, weights: ScanWeights) -> bool:
     """Whether the kernels take scans of this size."""
     batch, n_snippets, z2 = streams.start.shape
-    fits = weights.initial_state.shape[0] == STATE_SIZE and z2 <= 2 * MOST_LATENTS
-    return fits and batch * n_snippets <= MOST_ROWS
+    return cuda.supports(batch, n_snippets, z2 // 2, weights.initial_state.shape[0])
 
 
 def forward(
@@ -138,8 +38,8 @@ def forward(
     noise: Tensor | None,
     lengths: Tensor,
     forced_changes: Tensor | None,
-    precision: Precision = "fp32",
-    library: Library | None = None,
+    precision: cuda.Precision = "fp32",
+    library: cuda.Library | None = None,
 ) -> ScanOutput:
     """`scan_reference` as one kernel; arguments and result are the same, tensors float32 and contiguous.
 
@@ -158,11 +58,11 @@ def forward(
         ValueError: a tensor of another device or dtype or not contiguous; names it.
         RuntimeError: the kernels are not installed, have no variant of this size, or CUDA failed.
     """
-    library = _library(library)
+    library = cuda.chosen(library)
     tensors = {**streams._asdict(), **weights._asdict(), "noise": noise}
-    _check(library, tensors, torch.float32)
-    _check(library, {"lengths": lengths}, torch.int64)
-    _check(library, {"forced_changes": forced_changes}, torch.bool)
+    cuda.check(library, tensors, torch.float32)
+    cuda.check(library, {"lengths": lengths}, torch.int64)
+    cuda.check(library, {"forced_changes": forced_changes}, torch.bool)
     start = streams.start
     batch, n_snippets, z2 = start.shape
     z, h = z2 // 2, weights.initial_state.shape[0]
@@ -171,8 +71,8 @@ def forward(
     output = ScanOutput._make(
         start.new_zeros(shape, dtype=torch.bool if i == 0 else torch.float32) for i, shape in enumerate(shapes)
     )
-    order = _longest_first(lengths)
-    pointers = _pointers(
+    order = cuda.longest_first(lengths)
+    pointers = cuda.pointers(
         {**tensors, "lengths": lengths, "order": order, "forced_changes": forced_changes, **output._asdict()}
     )
     arguments = _Scan(
@@ -181,7 +81,7 @@ def forward(
         snippets=n_snippets,
         latent_size=z,
         state_size=h,
-        few=precision == "fp32" and batch <= FEW_VIDEOS,
+        few=precision == "fp32" and batch <= cuda.FEW_VIDEOS,
         held=rules.static_belief == "held",
         change_prior=("state", "constant", "full").index(rules.change_prior),
         transition=rules.evidence == "transition",
@@ -196,7 +96,7 @@ def forward(
         beta_low=rules.beta_range[0],
         beta_high=rules.beta_range[1],
     )
-    library.scan(arguments, precision, start.device)
+    library.run("ahlm_cuda_change_point_scan", arguments, start.device, precision)
     return output
 
 
@@ -208,8 +108,8 @@ def backward(
     rules: ScanRules,
     noise: Tensor | None,
     lengths: Tensor,
-    precision: Precision = "fp32",
-    library: Library | None = None,
+    precision: cuda.Precision = "fp32",
+    library: cuda.Library | None = None,
 ) -> tuple[ScanStreams, ScanWeights]:
     """`scan_reference_backward` with all that needs no order of steps done for all steps at once.
 
@@ -233,12 +133,12 @@ def backward(
         ValueError: a tensor of another device or dtype or not contiguous; names it.
         RuntimeError: the kernels are not installed, have no variant of this size, or CUDA failed.
     """
-    library = _library(library)
+    library = cuda.chosen(library)
     named = {f"gradients.{name}": tensor for name, tensor in gradients._asdict().items() if name != "change_points"}
-    _check(library, {**named, **streams._asdict(), **weights._asdict(), "noise": noise}, torch.float32)
-    _check(library, {"lengths": lengths}, torch.int64)
+    cuda.check(library, {**named, **streams._asdict(), **weights._asdict(), "noise": noise}, torch.float32)
+    cuda.check(library, {"lengths": lengths}, torch.int64)
     batch, n_snippets, z2 = streams.start.shape
-    z, h = z2 // 2, weights.initial_state.shape[0]
+    z = z2 // 2
     real = torch.arange(n_snippets, device=lengths.device) < lengths[:, None]
     following = real[:, 1:]
 
@@ -256,18 +156,10 @@ def backward(
     # the forward steps once more, from columns t = 0 .. T - 2 to the next
     v, d = output.latent[:, :-1], output.state[:, :-1]
     belief = Gaussian(output.belief_mean[:, :-1], output.belief_log_std[:, :-1])
-    if has_state:
-        from_input = v @ weights.gru_input.T + weights.gru_input_bias
-        from_state = d @ weights.gru_state.T + weights.gru_state_bias
-        reset, update = (from_input[..., : 2 * h] + from_state[..., : 2 * h]).sigmoid().chunk(2, dim=-1)
-        candidate = torch.tanh(from_input[..., 2 * h :] + reset * from_state[..., 2 * h :])
-        d_next = candidate + update * (d - candidate)
-        to_candidate = (1 - update) * (1 - candidate.square())
-        to_reset = from_state[..., 2 * h :] * reset * (1 - reset)
-        to_update = (d - candidate) * update * (1 - update)
-    else:
-        d_next = d
-        reset = update = to_candidate = to_reset = to_update = torch.zeros_like(d)
+    steps = cuda.gru_steps(v, d, weights)
+    if not has_state:
+        steps = cuda.GruSteps(d, *(torch.zeros_like(d) for _ in steps[1:]))
+    d_next = steps.d_next
 
     def head(weight: Tensor | None, offset: Tensor | None, state: Tensor) -> Tensor:
         assert weight is not None
@@ -315,43 +207,29 @@ def backward(
         from_known = split_backward(pre_e, known) @ weights.posterior_state
         through_state = through_state + from_known
 
-    # the rest in order: belief' = what is known + share belief, ...; see csrc/cuda/change_point_scan.cu
+    # the rest in order
     noise_std = output.belief_log_std.exp() * noise
     unit = Gaussian(torch.ones_like(r.mean), torch.zeros_like(r.mean))
     share, pull = _through_filter(belief, e, rules, changed)
     rest = torch.where(changed, 0.0 if rules.reset else 1.0, 1.0 - share)
     share = torch.where(changed, 0.0, share)
     inside = split_backward(pre_e, Gaussian(unit.log_std, unit.mean))[..., z:]
-    steps = torch.stack([share, pull, *through_belief, rest, inside], dim=2)
+    links = [share, pull, *through_belief, rest, inside]
     columns = [g.belief_mean + g.latent, g.belief_log_std + g.latent * noise_std, noise_std]
-    belief_terms = torch.cat([torch.stack(columns, dim=2), pad(steps, (0, 0, 0, 0, 1, 0))], dim=2).contiguous()
     restarts = changed[..., 0] & rules.reset if has_state else torch.ones_like(following)
-    gb = start.new_zeros(batch, n_snippets, z2)
-    gd = torch.zeros_like(output.state)
-    tensors = {
-        "gru_input": weights.gru_input,
-        "gru_state": weights.gru_state,
-        "posterior_state": weights.posterior_state,
-        "lengths": lengths,
-        "order": _longest_first(lengths),
-        "restarts": pad(restarts, (1, 0)).contiguous(),
-        "into_state": into_state.contiguous(),
-        "belief_terms": belief_terms,
-        "belief_gradient": gb,
-        "state_gradient": gd,
-    }
-    for name, term in (
-        ("to_candidate", to_candidate),
-        ("to_reset", to_reset),
-        ("to_update", to_update),
-        ("reset", reset),
-        ("update", update),
-        ("through_state", through_state),
-    ):
-        tensors[name] = pad(term, (0, 0, 0, 1)).contiguous()
-    sizes = {"batch": batch, "snippets": n_snippets, "latent_size": z, "state_size": h, "few": batch <= FEW_VIDEOS}
-    transition = rules.evidence == "transition"
-    library.reverse(_Reverse(**_pointers(tensors), **sizes, transition=transition), start.device)
+    gb, gd = cuda.reverse(
+        library,
+        weights,
+        steps,
+        weights.posterior_state,
+        lengths,
+        restarts,
+        into_state,
+        through_state,
+        columns,
+        links,
+        after_restart=False,
+    )
 
     # streams and weights, from the gradients of all beliefs and states
     g_belief = Gaussian(*(part[:, 1:] for part in gb.chunk(2, dim=-1)))
@@ -375,27 +253,19 @@ def backward(
     if g_streams.posterior is not None:
         assert weights.posterior_state is not None
         g_streams.posterior[:, 1:] = to_pre_e
-        g_weights.posterior_state.copy_(_outer(to_pre_e, d_next))  # type: ignore[union-attr]
+        g_weights.posterior_state.copy_(cuda.outer(to_pre_e, d_next))  # type: ignore[union-attr]
         g_d = g_d + to_pre_e @ weights.posterior_state - from_known
     if rules.change_prior != "full":
         g_weights.prior_bias.copy_(to_pre_change.sum((0, 1)))  # type: ignore[union-attr]
     if rules.change_prior != "constant":
-        g_weights.prior_state.add_(_outer(to_pre_change, d_next))  # type: ignore[union-attr]
+        g_weights.prior_state.add_(cuda.outer(to_pre_change, d_next))  # type: ignore[union-attr]
     if rules.change_prior == "full":
         g_streams.prior[:, :-1].add_(to_pre_change)  # type: ignore[index]
     if pre_static is not None:
-        g_weights.prior_state.add_(_outer(to_pre_static, d))  # type: ignore[union-attr]
+        g_weights.prior_state.add_(cuda.outer(to_pre_static, d))  # type: ignore[union-attr]
         g_streams.prior[:, :-1].add_(to_pre_static)  # type: ignore[index]
     if has_state:
-        to_next = g_d + through_state
-        to_new = to_next * to_candidate
-        to_gates = [to_new * to_reset, to_next * to_update]
-        to_input = torch.cat([*to_gates, to_new], dim=-1)
-        to_hidden = torch.cat([*to_gates, to_new * reset], dim=-1)
-        g_weights.gru_input.copy_(_outer(to_input, v))
-        g_weights.gru_state.copy_(_outer(to_hidden, d))
-        g_weights.gru_input_bias.copy_(to_input.sum((0, 1)))
-        g_weights.gru_state_bias.copy_(to_hidden.sum((0, 1)))
+        cuda.add_gru_gradients(steps, g_d + through_state, v, d, g_weights)
     return g_streams, g_weights
 
 
@@ -413,35 +283,3 @@ def _uses_state(rules: ScanRules) -> bool:
 
 def _add(one: Gaussian, other: Gaussian) -> Gaussian:
     return Gaussian(one.mean + other.mean, one.log_std + other.log_std)
-
-
-def _outer(gradient: Tensor, value: Tensor) -> Tensor:
-    """Gradient of a weight, summed over videos and steps."""
-    return gradient.flatten(0, 1).T @ value.flatten(0, 1)
-
-
-def _longest_first(lengths: Tensor) -> Tensor:
-    return torch.argsort(lengths, descending=True, stable=True)
-
-
-def _library(library: Library | None) -> Library:
-    library = library or installed()
-    if library is None:
-        raise RuntimeError("this installation has no CUDA kernels; build with AHLM_CUDA=ON where nvcc is")
-    return library
-
-
-def _pointers(tensors: dict[str, Tensor | None]) -> dict[str, int | None]:
-    return {name: None if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()}
-
-
-def _check(library: Library, tensors: dict[str, Tensor | None], dtype: torch.dtype) -> None:
-    for name, tensor in tensors.items():
-        if tensor is None:
-            continue
-        if tensor.device.type != library.device:
-            raise ValueError(f"{name} must be on {library.device}, got {tensor.device}")
-        if tensor.dtype != dtype:
-            raise ValueError(f"{name} must be {dtype}, got {tensor.dtype}")
-        if not tensor.is_contiguous():
-            raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()}")

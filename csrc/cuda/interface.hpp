@@ -1,4 +1,4 @@
-// The torch-free interface of the change-point scan on a Hopper GPU: plain pointers to float32 arrays on the device, laid
+// The torch-free interface of the scans on a Hopper GPU: plain pointers to float32 arrays on the device, laid
 // out as in kernels/change_point_scan/types.py, C-contiguous; a null pointer is an absent tensor.
 #pragma once
 
@@ -21,7 +21,18 @@ struct AhlmCudaScan {
   float belief_weight, evidence_weight, alpha, alpha_down, beta0, beta_low, beta_high;
 };
 
-// The part of the reverse scan that must run step by step; fused_cuda.py says what each array is.
+// The snippet scan, as in kernels/snippet_scan/types.py, without prior and KL.
+struct AhlmCudaSnippets {
+  const float* posterior;
+  const float *gru_input, *gru_state, *gru_input_bias, *gru_state_bias, *posterior_state, *initial_state;
+  const float* noise;
+  const std::uint8_t* change_points;
+  const std::int64_t *lengths, *order;
+  float *latent, *state;
+  std::int32_t batch, snippets, latent_size, state_size, few;
+};
+
+// The part of either reverse scan that must run step by step; kernels/cuda.py says what each array is.
 struct AhlmCudaReverse {
   const float *gru_input, *gru_state, *posterior_state;
   const std::int64_t *lengths, *order;
@@ -31,7 +42,7 @@ struct AhlmCudaReverse {
   const float *belief_terms;                                          // (B, T, 9, Z)
   float *belief_gradient;                                             // (B, T, 2Z)
   float *state_gradient;                                              // (B, T, H)
-  std::int32_t batch, snippets, latent_size, state_size, few, transition;
+  std::int32_t batch, snippets, latent_size, state_size, few, transition, after_restart;
 };
 
 // What a kernel takes, and how many clusters run at once on the device in use; -1 what cannot be said without a device.
@@ -41,12 +52,15 @@ struct AhlmCudaResources {
 
 // Each returns 0 or an error for ahlm_cuda_error. Precision: 32 or 16 (which makes no difference between few and many).
 int ahlm_cuda_change_point_scan(const AhlmCudaScan* scan, std::int32_t precision, void* stream);
-int ahlm_cuda_change_point_reverse(const AhlmCudaReverse* reverse, void* stream);
+int ahlm_cuda_snippet_scan(const AhlmCudaSnippets* scan, std::int32_t precision, void* stream);
+int ahlm_cuda_reverse(const AhlmCudaReverse* reverse, void* stream);
 // Whether the device in use has clusters of sm_90, 1 or 0.
 int ahlm_cuda_device_fits();
 // Kernels, each without and with `evidence: transition`: 0 and 1 forward fp32, 2 and 3 the same for few videos a cluster,
 // 4 and 5 forward fp16, 6 and 7 reverse, 8 and 9 the same for few videos.
 int ahlm_cuda_resources(std::int32_t kernel, AhlmCudaResources* resources);
+// 0 fp32, 1 the same for few videos, 2 fp16.
+int ahlm_cuda_snippet_resources(std::int32_t kernel, AhlmCudaResources* resources);
 const char* ahlm_cuda_error(int error);
 
 }  // extern "C"
