@@ -3,7 +3,7 @@
 //
 // A cluster takes eight videos, of neighbouring length (or two, where there are few). Each block owns an eighth of the
 // units of the state and eight latent dimensions, with their weights. A step is two rounds through distributed shared
-// memory: every block sends its units' d' to all, and its latents and shares of the KLs to all. All blocks then know the
+// memory: every block sends its units' d' to all, and its latents and shares of the KLs to all. All then know the
 // decision.
 // What is read in a step was sent in it, and nobody sends in the next step before having read in this one and having
 // heard from all; so one buffer is enough for latents, and two for the state, whose senders run a round ahead.
@@ -258,7 +258,8 @@ AHLM_KERNEL(kH) scan_reverse(const AhlmCudaReverse job) {
   for (int i = thread_index(); i < 3 * kH * kOwnLatents; i += kH) {
     const int row = i % kOwnLatents, k = i / kOwnLatents % kH, gate = i / kOwnLatents / kH;
     const int latent = rank * kOwnLatents + row;
-    shared.weights[kOwn + row][3 * k + gate] = latent < latents ? job.gru_input[at(gate * kH + k, latents, latent)] : 0.0f;
+    const float* const from = job.gru_input + at(gate * kH + k, latents, latent);
+    shared.weights[kOwn + row][3 * k + gate] = latent < latents ? *from : 0.0f;
   }
   if constexpr (kTransition) {
     for (int i = thread_index(); i < 2 * kMostLatents * kOwn; i += kH) {
@@ -295,7 +296,8 @@ AHLM_KERNEL(kH) scan_reverse(const AhlmCudaReverse job) {
         job.belief_gradient[at(video.row + column, 2 * latents, latents + z)] = log_std;
       }
       if constexpr (kTransition) {
-        alignas(8) const float evidence[2] = {belief.rest * mean, belief.inside * (belief.rest * log_std + belief.pull * mean)};
+        alignas(8) const float evidence[2] = {belief.rest * mean,
+                                              belief.inside * (belief.rest * log_std + belief.pull * mean)};
         if (column > 0)
           for (int i = 0; i < kRanks; ++i)
             send(chunk_at<8>(evidence), &shared.evidence[slot][2 * z], &shared.evidence_box, i);
@@ -377,7 +379,6 @@ AHLM_KERNEL(kH) scan_reverse(const AhlmCudaReverse job) {
 
 // ---- launches
 
-
 // `use(kernel, threads, shared bytes)` with the kernel of a size, a number of videos, a precision and a reading
 template <int kH, typename Number, bool kFew, typename Use>
 int with_reading(bool transition, Use use) {
@@ -436,7 +437,9 @@ void ahlm_emulation_seed(std::uint64_t seed) { machine().seed = seed; }
 void ahlm_emulation_drop(std::int32_t wait) { machine().dropped = wait; }
 int ahlm_cuda_device_fits() { return 1; }
 int ahlm_cuda_resources(std::int32_t, AhlmCudaResources*) { return kNoKernel; }
-const char* ahlm_cuda_error(int error) { return error == -1 ? machine().error.c_str() : "there is no kernel of this size"; }
+const char* ahlm_cuda_error(int error) {
+  return error == -1 ? machine().error.c_str() : "there is no kernel of this size";
+}
 
 #else
 

@@ -283,7 +283,7 @@ void send(const T& value, void* place, Mailbox* box, int rank) {
   const auto there = [rank](void* here) {
     return shared_base(rank) + (static_cast<unsigned char*>(here) - shared_base(cluster_rank()));
   };
-  if (reinterpret_cast<std::uintptr_t>(place) % sizeof(T) != 0) fail("something was sent to a place that is not aligned");
+  if (reinterpret_cast<std::uintptr_t>(place) % sizeof(T) != 0) fail("something was sent to where it is not aligned");
   Message message{};
   std::memcpy(message.bytes, &value, sizeof(T));
   message.size = sizeof(T);
@@ -338,7 +338,8 @@ inline void multiply(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b
       for (int i = 0; i < 4; ++i) {
         Half pair[2];
         std::memcpy(pair, all[lane]->a + i, 4);
-        for (int j = 0; j < 2; ++j) left[lane / 4 + i % 2 * 8][2 * (lane % 4) + j + i / 2 * 8] = static_cast<float>(pair[j]);
+        for (int j = 0; j < 2; ++j)
+          left[lane / 4 + i % 2 * 8][2 * (lane % 4) + j + i / 2 * 8] = static_cast<float>(pair[j]);
         if (i >= 2) continue;
         std::memcpy(pair, all[lane]->b + i, 4);
         for (int j = 0; j < 2; ++j) right[2 * (lane % 4) + j + 8 * i][lane / 4] = static_cast<float>(pair[j]);

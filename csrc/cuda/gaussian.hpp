@@ -37,7 +37,8 @@ struct Numbers {
     return 0.5f * (excess(2.0f * (q.log_std - p.log_std)) + distance * distance * exp(-2.0f * p.log_std));
   }
   // eq. 6
-  AHLM_DEVICE static Gauss fuse(const Gauss& belief, const Gauss& evidence, float belief_weight, float evidence_weight) {
+  AHLM_DEVICE static Gauss fuse(const Gauss& belief, const Gauss& evidence, float belief_weight,
+                                float evidence_weight) {
     const float from_belief = belief_weight * exp(-2.0f * belief.log_std);
     const float from_evidence = evidence_weight * exp(-2.0f * evidence.log_std);
     const float precision = from_belief + from_evidence;

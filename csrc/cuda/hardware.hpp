@@ -67,7 +67,8 @@ AHLM_DEVICE void mailbox_open(Mailbox* box) {
 AHLM_DEVICE void mailboxes_opened() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 // by one thread, once a phase: how many bytes the phase waits for (they may have come before)
 AHLM_DEVICE void mailbox_expect(Mailbox* box, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(box)), "r"(bytes) : "memory");
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(box)), "r"(bytes)
+               : "memory");
 }
 // until the phase of this parity (0, 1, 0, ...) is over; what was sent is then visible
 AHLM_DEVICE void mailbox_wait(Mailbox* box, int parity) {

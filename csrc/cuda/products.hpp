@@ -1,7 +1,7 @@
 // Matrix products of one block with weights that stay on the chip: tiles of 16 rows x 8 videos, a tile a warp.
 //
-// Tile of the GRU: rows 0-3 are the reset gate of a warp's four units, 4-7 the update gate, 8-11 the candidate's part of
-// the state, 12-15 its part of the input. Tile of a head: rows 0-7 are the means of a block's eight latent dimensions,
+// Tile of the GRU: rows 0-3 are the reset gate of a warp's four units, 4-7 the update gate, 8-11 the candidate's part
+// of the state, 12-15 its part of the input. Tile of a head: rows 0-7 are the means of a block's eight latent dimensions,
 // 8-15 their log deviations; of a head every warp does 32 columns, and the sum over warps is the caller's.
 // A lane holds rows l / 4 and l / 4 + 8 of videos 2 (l % 4) and 2 (l % 4) + 1.
 #pragma once
@@ -117,9 +117,9 @@ struct Products<kH, Half, kTransition, false> {
   }
 };
 
-// c = both rows times both videos over `kWidth` columns, as four sums that are then added up: of columns 0-3, 16-19, ...,
-// of 4-7, 20-23, ... A cluster of few videos leaves three lanes of four without one; there each does one of the four sums
-// for the first two videos, and all get the result, the same to the last bit.
+// c = both rows times both videos over `kWidth` columns, as four sums that are then added up: of columns 0-3, 16-19,
+// ..., of 4-7, 20-23, ... A cluster of few videos leaves three lanes of four without one; there each does one of the four
+// sums for the first two videos, and all get the result, the same to the last bit.
 template <int kWidth, bool kFew, typename At>
 AHLM_DEVICE void multiply_rows(float (&c)[4], const float* first, const float* second, int lane, At video) {
   constexpr int kSums = kFew ? 1 : 4;
@@ -204,8 +204,8 @@ struct Products<kH, float, kTransition, kFew> {
     const float* const video = d[first_video(lane)] + 32 * warp;
     AHLM_UNROLL
     for (int i = 0; i < kHeads; ++i)
-      multiply_rows<32, kFew>(c[i], shared.head[i][lane / 4] + 32 * warp, shared.head[i][8 + lane / 4] + 32 * warp, lane,
-                              [=](int j, int k) { return video + j * kRow + k; });
+      multiply_rows<32, kFew>(c[i], shared.head[i][lane / 4] + 32 * warp, shared.head[i][8 + lane / 4] + 32 * warp,
+                              lane, [=](int j, int k) { return video + j * kRow + k; });
   }
 };
 

@@ -1,9 +1,9 @@
 // What the kernels of both scans share: videos of a cluster, rounds through distributed shared memory, launches.
 #pragma once
 
-#include "interface.hpp"
 #include "gaussian.hpp"
 #include "hardware.hpp"
+#include "interface.hpp"
 #include "products.hpp"
 
 namespace ahlm::gpu {

@@ -1,6 +1,6 @@
-// The snippet scan (level 1) on clusters of 8 blocks: the sequential part, which is head Q1, the draw and the GRU. Prior
-// and KL need no order and are matrix products outside; the reverse is that of change_point_scan.cu. Units, latents and
-// rounds are dealt out as there.
+// The snippet scan (level 1) on clusters of 8 blocks: the sequential part, which is head Q1, the draw and the GRU.
+// Prior and KL need no order and are matrix products outside; the reverse is that of change_point_scan.cu. Units,
+// latents and rounds are dealt out as there.
 #include "scan.hpp"
 
 namespace ahlm::gpu {
