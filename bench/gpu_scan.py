@@ -20,6 +20,8 @@ from ahlm.files import write_json
 from ahlm.kernels.change_point_scan import ScanOutput, ScanRules, ScanStreams, ScanWeights, change_point_scan
 from ahlm.kernels.change_point_scan import fused_cuda as fused
 from ahlm.kernels.cuda import installed
+from ahlm.kernels.snippet_scan import SnippetWeights, snippet_scan
+from ahlm.kernels.snippet_scan import fused_cuda as fused_snippets
 from ahlm.train import Trainer, new_model
 
 Z, H = 64, 256
@@ -125,7 +127,32 @@ def measure(batch: int, n: int, repeats: int) -> list[dict[str, Any]]:
         add("cuda fp32", reading, "backward", lambda g=gradients, e=expected, r=rest: fused.backward(g, e, *r))
         triton = {**given, "backend": "triton"}
         add("triton", reading, "forward", lambda given=triton: change_point_scan(**given))
+    given = snippet_inputs(batch, n)
+    if batch <= 64:
+        add("eager snippets", "-", "forward", lambda: snippet_scan(**given, backend="reference"), 2)
+    for precision in ("fp32", "fp16"):
+        add(
+            f"cuda {precision} snippets",
+            "-",
+            "forward",
+            lambda p=precision: fused_snippets.forward(**given, precision=p),
+        )
     return rows
+
+
+def snippet_inputs(batch: int, n: int) -> dict[str, Any]:
+    """Those of the literal reading, with a change at every tenth snippet."""
+    given = inputs(READINGS["literal"], batch, n)
+    streams, weights = given["streams"], given["weights"]
+    heads = (weights.prior_state, weights.posterior_state, weights.initial_state)
+    changes = (torch.arange(n, device=DEVICE) % 10 == 9).expand(batch, n).contiguous()
+    rest = {"noise": given["noise"], "change_points": changes, "lengths": given["lengths"]}
+    return {
+        "prior_stream": streams.prior,
+        "posterior_stream": streams.posterior,
+        "weights": SnippetWeights(*weights[:4], *heads),
+        **rest,
+    }
 
 
 def small() -> None:
@@ -136,6 +163,9 @@ def small() -> None:
             output = fused.forward(**given, precision=precision)  # type: ignore[arg-type]
         gradients = ScanOutput(output[0], *(torch.ones_like(value) for value in output[1:]))
         fused.backward(gradients, output, *(given[k] for k in ("streams", "weights", "rules", "noise", "lengths")))
+    snippets = snippet_inputs(10, 6)
+    found = fused_snippets.forward(**snippets)
+    fused_snippets.backward(found, found, **snippets)
     torch.cuda.synchronize()
 
 
