@@ -207,13 +207,12 @@ def backward(
         from_known = split_backward(pre_e, known) @ weights.posterior_state
         through_state = through_state + from_known
 
-    # the rest in order
+    # what is left, step by step
     noise_std = output.belief_log_std.exp() * noise
-    unit = Gaussian(torch.ones_like(r.mean), torch.zeros_like(r.mean))
     share, pull = _through_filter(belief, e, rules, changed)
     rest = torch.where(changed, 0.0 if rules.reset else 1.0, 1.0 - share)
     share = torch.where(changed, 0.0, share)
-    inside = split_backward(pre_e, Gaussian(unit.log_std, unit.mean))[..., z:]
+    inside = split_backward(pre_e, Gaussian(torch.zeros_like(share), torch.ones_like(share)))[..., z:]
     links = [share, pull, *through_belief, rest, inside]
     columns = [g.belief_mean + g.latent, g.belief_log_std + g.latent * noise_std, noise_std]
     restarts = changed[..., 0] & rules.reset if has_state else torch.ones_like(following)
