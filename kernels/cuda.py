@@ -1,0 +1,284 @@
+"""The scans on Hopper GPUs (sm_90): the library of kernels from `csrc/cuda/`, and the reverse scan that both share.
+
+Built where CMake finds nvcc (`AHLM_CUDA`): clusters of 8 blocks, weights that stay on the chip, one launch a scan. The
+kernels take H = 256 and Z up to 64, float32 and contiguous.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+import ahlm
+
+STATE_SIZE, MOST_LATENTS = 256, 64
+# float32 batches that run in clusters of two videos: 132 multiprocessors hold about 15 clusters of 8 blocks at once
+FEW_VIDEOS = 30
+MOST_ROWS = 2**31 - 1  # of (B, T): the kernels count them in 32 bits
+NAME = "libahlm_cuda.so"
+
+Precision = Literal["fp32", "fp16"]
+
+
+def structure(name: str, pointers: str, integers: str, floats: str = "") -> type[ctypes.Structure]:
+    """A struct of csrc/cuda/interface.hpp: pointers, then 32-bit integers, then floats."""
+    kinds = ((pointers, ctypes.c_void_p), (integers, ctypes.c_int32), (floats, ctypes.c_float))
+    fields = [(field, kind) for fields, kind in kinds for field in fields.split()]
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
+
+
+_Reverse = structure(
+    "AhlmCudaReverse",
+    "gru_input gru_state posterior_state lengths order restarts to_candidate to_reset to_update reset update "
+    "into_state through_state belief_terms belief_gradient state_gradient",
+    "batch snippets latent_size state_size few transition after_restart",
+)
+_Resources = structure("AhlmCudaResources", "", "registers local_bytes shared_bytes threads clusters")
+SCAN_KERNELS = tuple(
+    name + reading
+    for name in ("forward fp32", "forward fp32, few videos", "forward fp16", "reverse fp32", "reverse fp32, few videos")
+    for reading in ("", ", transition")
+)
+SNIPPET_KERNELS = ("snippets fp32", "snippets fp32, few videos", "snippets fp16")
+
+
+class Library:
+    """The kernels in a shared object; `device` is the kind of memory they work on (`cpu`: they are emulated)."""
+
+    def __init__(self, path: Path, device: str = "cuda") -> None:
+        self.device = device
+        self.calls = ctypes.CDLL(str(path))
+        self.calls.ahlm_cuda_error.restype = ctypes.c_char_p
+
+    def device_fits(self, device: torch.device) -> bool:
+        """Whether a device has what the kernels are compiled for."""
+        with self._on(device):
+            return bool(self.calls.ahlm_cuda_device_fits())
+
+    def resources(self, device: torch.device) -> dict[str, dict[str, int]]:
+        """What each kernel takes, and how many clusters run at once on a device; -1 is unknown without a device."""
+        table = {}
+        groups = (
+            (SCAN_KERNELS, self.calls.ahlm_cuda_resources),
+            (SNIPPET_KERNELS, self.calls.ahlm_cuda_snippet_resources),
+        )
+        with self._on(device):
+            for names, call in groups:
+                for i, name in enumerate(names):
+                    found = _Resources()
+                    error = call(i, ctypes.byref(found))
+                    if torch.cuda.is_available():
+                        self._check(error)
+                    table[name] = {field: getattr(found, field) for field, *_ in found._fields_}
+        return table
+
+    def run(self, call: str, arguments: ctypes.Structure, device: torch.device, precision: Precision = "fp32") -> None:
+        """Launch one of the functions of interface.hpp on the device's current stream."""
+        with self._on(device):
+            stream = ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None)
+            more = () if call == "ahlm_cuda_reverse" else (int(precision.removeprefix("fp")),)
+            self._check(getattr(self.calls, call)(ctypes.byref(arguments), *more, stream))
+
+    def _on(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+        return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+    def _check(self, error: int) -> None:
+        if error:
+            raise RuntimeError(f"CUDA scan: {self.calls.ahlm_cuda_error(error).decode()}")
+
+
+@functools.cache
+def installed() -> Library | None:
+    """The kernels of this installation, none where it was built without nvcc."""
+    for folder in ahlm.__path__:
+        path = Path(folder) / NAME
+        if path.is_file():
+            with contextlib.suppress(OSError):
+                return Library(path)
+    return None
+
+
+def available(device: torch.device | None = None) -> bool:
+    """Whether the kernels are installed and a device (the current one) can run them; never raises."""
+    if not torch.cuda.is_available():
+        return False
+    library = installed()
+    return library is not None and library.device_fits(device or torch.device("cuda"))
+
+
+def supports(batch: int, n_snippets: int, z: int, h: int) -> bool:
+    """Whether the kernels take scans of this size."""
+    return h == STATE_SIZE and z <= MOST_LATENTS and batch * n_snippets <= MOST_ROWS
+
+
+def outer(gradient: Tensor, value: Tensor) -> Tensor:
+    """Gradient of a weight, summed over videos and steps."""
+    return gradient.flatten(0, 1).T @ value.flatten(0, 1)
+
+
+class GruWeights(Protocol):
+    """What both scans' weights have of the GRU."""
+
+    @property
+    def gru_input(self) -> Tensor: ...  # noqa: D102
+    @property
+    def gru_state(self) -> Tensor: ...  # noqa: D102
+    @property
+    def gru_input_bias(self) -> Tensor: ...  # noqa: D102
+    @property
+    def gru_state_bias(self) -> Tensor: ...  # noqa: D102
+
+
+class GruSteps(NamedTuple):
+    """All GRU steps of a scan, t = 0 .. T - 2, as far as their gradients need them; (B, T - 1, H) each."""
+
+    d_next: Tensor
+    reset: Tensor
+    update: Tensor
+    to_candidate: Tensor
+    to_reset: Tensor
+    to_update: Tensor
+
+
+def gru_steps(v: Tensor, d: Tensor, weights: GruWeights) -> GruSteps:
+    """The steps once more, from latents (B, T - 1, Z) and states (B, T - 1, H)."""
+    h = d.shape[-1]
+    from_input = v @ weights.gru_input.T + weights.gru_input_bias
+    from_state = d @ weights.gru_state.T + weights.gru_state_bias
+    reset, update = (from_input[..., : 2 * h] + from_state[..., : 2 * h]).sigmoid().chunk(2, dim=-1)
+    candidate = torch.tanh(from_input[..., 2 * h :] + reset * from_state[..., 2 * h :])
+    return GruSteps(
+        candidate + update * (d - candidate),
+        reset,
+        update,
+        to_candidate=(1 - update) * (1 - candidate.square()),
+        to_reset=from_state[..., 2 * h :] * reset * (1 - reset),
+        to_update=(d - candidate) * update * (1 - update),
+    )
+
+
+def add_gru_gradients(steps: GruSteps, to_next: Tensor, v: Tensor, d: Tensor, found: GruWeights) -> None:
+    """Add to the GRU's weight gradients, given that of every step's result (B, T - 1, H)."""
+    to_new = to_next * steps.to_candidate
+    to_gates = [to_new * steps.to_reset, to_next * steps.to_update]
+    to_input = torch.cat([*to_gates, to_new], dim=-1)
+    to_hidden = torch.cat([*to_gates, to_new * steps.reset], dim=-1)
+    found.gru_input.add_(outer(to_input, v))
+    found.gru_state.add_(outer(to_hidden, d))
+    found.gru_input_bias.add_(to_input.sum((0, 1)))
+    found.gru_state_bias.add_(to_hidden.sum((0, 1)))
+
+
+def reverse(
+    library: Library,
+    weights: GruWeights,
+    steps: GruSteps,
+    posterior_state: Tensor | None,
+    lengths: Tensor,
+    restarts: Tensor,
+    into_state: Tensor,
+    through_state: Tensor,
+    columns: list[Tensor],
+    links: list[Tensor],
+    after_restart: bool,
+) -> tuple[Tensor, Tensor]:
+    """The gradients that are handed from step to step, backwards.
+
+    With G the gradient of the belief at t + 1 and s its standard deviation times the noise, V that of v, D of d:
+
+        G = carried + into + (V, V s);  carried' = known + (share G.mean, share G.log_std - pull G.mean)
+        e = (rest G.mean, inside (rest G.log_std + pull G.mean)), of head Q's pre-activation
+        N = D where there is no restart + through + Q^T e;  V', D' from N through the GRU;  D' += into
+
+    Args:
+        library: the kernels.
+        weights: of the GRU.
+        steps: of the GRU.
+        posterior_state: head Q on the state (2Z, H), where e passes through it.
+        lengths: (B,).
+        restarts: whether the state after a step is d0 (B, T - 1).
+        into_state: added to D at each column (B, T, H).
+        through_state: added to N at each step (B, T - 1, H).
+        columns: into.mean, into.log_std, s; (B, T, Z).
+        links: share, pull, known.mean, known.log_std, rest, inside; (B, T - 1, Z).
+        after_restart: head Q sees the state after a restart, so that Q^T e belongs to D.
+
+    Returns:
+        G (B, T, 2Z) and D (B, T, H, without Q^T e) at every column; zeros at padded snippets.
+    """
+    batch, n_snippets, z = columns[0].shape
+    terms = torch.cat([torch.stack(columns, dim=2), pad(torch.stack(links, dim=2), (0, 0, 0, 0, 1, 0))], dim=2)
+    gb, gd = terms.new_zeros(batch, n_snippets, 2 * z), torch.zeros_like(into_state)
+    tensors = {name: pad(term, (0, 0, 0, 1)).contiguous() for name, term in steps._asdict().items() if name != "d_next"}
+    tensors |= {
+        "gru_input": weights.gru_input,
+        "gru_state": weights.gru_state,
+        "posterior_state": posterior_state,  # type: ignore[dict-item]
+        "lengths": lengths,
+        "order": longest_first(lengths),
+        "restarts": pad(restarts, (1, 0)).contiguous(),
+        "into_state": into_state.contiguous(),
+        "through_state": pad(through_state, (0, 0, 0, 1)).contiguous(),
+        "belief_terms": terms,
+        "belief_gradient": gb,
+        "state_gradient": gd,
+    }
+    arguments = _Reverse(
+        **pointers(tensors),
+        batch=batch,
+        snippets=n_snippets,
+        latent_size=z,
+        state_size=into_state.shape[-1],
+        few=batch <= FEW_VIDEOS,
+        transition=posterior_state is not None,
+        after_restart=after_restart,
+    )
+    library.run("ahlm_cuda_reverse", arguments, into_state.device)
+    return gb, gd
+
+
+def longest_first(lengths: Tensor) -> Tensor:
+    """Order in which clusters take the videos."""
+    return torch.argsort(lengths, descending=True, stable=True)
+
+
+def chosen(library: Library | None) -> Library:
+    """The kernels to use, those of the installation by default.
+
+    Raises:
+        RuntimeError: the installation has none.
+    """
+    library = library or installed()
+    if library is None:
+        raise RuntimeError("this installation has no CUDA kernels; build with AHLM_CUDA=ON where nvcc is")
+    return library
+
+
+def pointers(tensors: Mapping[str, Tensor | None]) -> dict[str, int | None]:
+    """Addresses, for a struct."""
+    return {name: None if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()}
+
+
+def check(library: Library, tensors: Mapping[str, Tensor | None], dtype: torch.dtype) -> None:
+    """Every tensor that is there is where and what the kernels work on.
+
+    Raises:
+        ValueError: one is not; names it.
+    """
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if tensor.device.type != library.device:
+            raise ValueError(f"{name} must be on {library.device}, got {tensor.device}")
+        if tensor.dtype != dtype:
+            raise ValueError(f"{name} must be {dtype}, got {tensor.dtype}")
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()}")
