@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from . import cuda
 from .self_check import is_trusted
 
 BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
@@ -56,8 +57,10 @@ def why_not(kernel: str, tensor: Tensor) -> str | None:
         return "needs the compiled scans, and this installation has none; use reference"
     if kernel == "triton" and importlib.util.find_spec("triton") is None:
         return "needs Triton, and this installation has none: pip install triton, or use reference"
-    if kernel == "cuda" and importlib.util.find_spec(".change_point_scan.fused_cuda", __package__) is None:
+    if kernel == "cuda" and cuda.installed() is None:
         return "needs the CUDA kernels, and this installation has none; use triton or reference"
+    if kernel == "cuda" and device == "cuda" and not cuda.available(tensor.device):
+        return "needs a GPU of compute capability 9.0; use triton or reference"
     fits = device == ("cpu" if kernel == "cpu" else "cuda")
     if kernel == "triton" and device == "cpu":
         fits = os.environ.get("TRITON_INTERPRET") == "1"
