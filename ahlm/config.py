@@ -50,6 +50,7 @@ class DetectorConfig:
         static_belief: `held`: p_static is the stored belief; `prior`: the head P, eq. 4 as written.
         change_prior: p_change is `state`: P(d'); `constant`: one learned Gaussian; `full`: eq. 5 as written.
         evidence: `start`: Q with the initial state; `transition`: eq. 6 as written.
+        posterior_width: the deviation of Q is learned `per_snippet`, or one vector is `shared` by all snippets.
         belief_weight: rho, the weight of the belief's precision in the filter of eq. 6.
         evidence_weight: kappa, the weight of the evidence's precision.
         decode: x_t is decoded from v2 of the `current` snippet or of the last change-point (`segment`).
@@ -60,7 +61,10 @@ class DetectorConfig:
         beta0: beta at the start.
         beta_range: beta is clipped to this range.
         look_ahead: level 2 sees the mean of f1 over this many snippets.
-        standardise: features are centred and divided by a deviation `per_dimension` or one `global` one.
+        standardise: features are centred and divided by a deviation `per_dimension` or one `global` one; `slow`: they
+            are projected on the directions that vary most against the noise between neighbouring snippets, the noise
+            made white (`ahlm/data/slow_features.py`).
+        slow_size: directions that `slow` keeps.
         sigma: deviation of the decoder's Gaussian, in units of standardised features.
         kl_weight: weight of the KL terms of eq. 2.
         kl_warmup: steps over which that weight rises from 0.
@@ -77,6 +81,7 @@ class DetectorConfig:
     static_belief: Literal["held", "prior"] = "held"
     change_prior: Literal["state", "constant", "full"] = "state"
     evidence: Literal["start", "transition"] = "start"
+    posterior_width: Literal["per_snippet", "shared"] = "per_snippet"
     belief_weight: float = 0.7
     evidence_weight: float = 0.3
     decode: Literal["current", "segment"] = "current"
@@ -87,7 +92,8 @@ class DetectorConfig:
     beta0: float = 0.5
     beta_range: tuple[float, float] = (0.15, 0.9)
     look_ahead: int = 1
-    standardise: Literal["per_dimension", "global"] = "per_dimension"
+    standardise: Literal["per_dimension", "global", "slow"] = "per_dimension"
+    slow_size: int = 16
     sigma: float = 1.0
     kl_weight: float = 1.0
     kl_warmup: int = 100
@@ -177,11 +183,15 @@ class LocalizationConfig:
 
     Attributes:
         proposals: where segments come from: runs between `change_points`, runs above `thresholds`, or `both`.
+        max_segments: none: the foreground runs are those above the thresholds; k: every run of up to k segments between
+            neighbouring change-points is a proposal, and the scores alone rank them.
         class_threshold: classes whose video score passes are localised (0.25 THUMOS14, 0.10 ActivityNet).
         cas_thresholds: foreground thresholds on the CAS.
         relative_thresholds: `cas_thresholds` are shares of the class's largest CAS in the video.
         attention_thresholds: foreground thresholds on the foreground attention.
         upsample: points a snippet on which `thresholds` runs are found.
+        contrast: a run of segments is compared with a `margin`, or with the segments next to it (`neighbours`).
+        threshold_weight: factor of the scores of `thresholds` proposals where both kinds compete (`both`).
         oic_margin: outer-inner contrast: width of the outer margin, as a share of the segment's length.
         gamma: weight of the video score in a detection's score.
         suppression: `hard` or `soft` (Gaussian) non-maximum suppression.
@@ -192,11 +202,14 @@ class LocalizationConfig:
     """
 
     proposals: Literal["change_points", "both", "thresholds"] = "change_points"
+    max_segments: int | None = None
     class_threshold: float = 0.25
     cas_thresholds: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     relative_thresholds: bool = False
     attention_thresholds: tuple[float, ...] = ()
     upsample: int = 8
+    contrast: Literal["margin", "neighbours"] = "margin"
+    threshold_weight: float = 0.1
     oic_margin: float = 0.2
     gamma: float = 0.0
     suppression: Literal["hard", "soft"] = "hard"

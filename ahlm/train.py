@@ -28,6 +28,7 @@ from ahlm.checkpoint import Checkpoint, load_state, load_weights, save_state, sa
 from ahlm.config import Config, OptimConfig
 from ahlm.data.dataset import FeatureDataset, has_split
 from ahlm.data.sampling import collate, crop_start, sample_snippets_train
+from ahlm.data.slow_features import slow_projection
 from ahlm.data.synthetic import open_split
 from ahlm.errors import DataError
 from ahlm.evaluation import Result, evaluate
@@ -101,7 +102,10 @@ def new_model(dataset: FeatureDataset, config: Config) -> AHLM:
     """An untrained model for a data set, its weights drawn from the seed."""
     torch.manual_seed(config.seed)
     model = AHLM(dataset.feature_dim, len(dataset.classes), config.detector, config.classifier)
-    if not config.detector.shared_embedding:
+    if config.detector.standardise == "slow":
+        mean, projection = slow_projection(dataset, config.detector.slow_size)
+        model.detector.set_projection(torch.from_numpy(mean).float(), torch.from_numpy(projection).float())
+    elif not config.detector.shared_embedding:
         model.detector.set_statistics(*feature_statistics(dataset))
     return model
 

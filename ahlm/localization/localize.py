@@ -9,9 +9,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from ahlm.config import LocalizationConfig, RefinementConfig
 from ahlm.localization.proposals import (
+    Proposals,
     change_point_proposals,
     distinct,
+    neighbour_contrast,
     outer_inner_contrast,
+    segment_proposals,
     threshold_proposals,
 )
 from ahlm.localization.refinement import refine_change_points
@@ -94,6 +97,7 @@ def localize(
             raise ValueError(f"similarity_features must be [{n}, F], got {list(features.shape)}")
         points = refine_change_points(features, points, refinement)
 
+    margin = config.oic_margin
     chosen = np.flatnonzero(scores > config.class_threshold)
     if not len(chosen):
         chosen = np.array([scores.argmax()])
@@ -103,22 +107,31 @@ def localize(
         peak = sub.max(0)[:, None]
         levels = np.where(peak > 0, levels * peak, np.inf)
     focus_levels = np.asarray(config.attention_thresholds, float)
-    groups, selected = [], points[:0]
-    if uses_points:
-        groups.append(change_point_proposals(sub, focus, points, levels, focus_levels))
-        selected = points[np.isin(points, np.concatenate([groups[0].start, groups[0].end]))]
-    if config.proposals != "change_points":
-        groups.append(threshold_proposals(sub, focus, config.upsample, levels, focus_levels))
-    proposals = distinct(*groups)
+    proposals, scored, selected = [], [], points[:0]
 
-    contrast = outer_inner_contrast(sub, proposals, config.oic_margin)
-    score = contrast + config.gamma * scores[chosen][proposals.class_index]
+    def add(group: Proposals, contrast: NDArray[np.float64], weight: float) -> None:
+        score = contrast + config.gamma * scores[chosen][group.class_index]
+        proposals.append(group)
+        scored.append(np.where(score > 0, weight * score, score))
+
+    if uses_points:
+        group = distinct(change_point_proposals(sub, focus, points, levels, focus_levels))
+        selected = points[np.isin(points, np.concatenate([group.start, group.end]))]
+        if config.max_segments is not None:
+            group = segment_proposals(len(chosen), points, n, config.max_segments)
+        beside = config.contrast == "neighbours"
+        add(group, neighbour_contrast(sub, group, points) if beside else outer_inner_contrast(sub, group, margin), 1.0)
+    if config.proposals != "change_points":
+        group = distinct(threshold_proposals(sub, focus, config.upsample, levels, focus_levels))
+        weight = config.threshold_weight if uses_points else 1.0
+        add(group, outer_inner_contrast(sub, group, margin), weight)
+    class_index, start, end = (np.concatenate(column) for column in zip(*proposals, strict=True))
+    score = np.concatenate(scored)
     start_s, end_s = (
-        np.clip(np.interp(position, np.arange(n + 1), edges), 0.0, duration_s)
-        for position in (proposals.start, proposals.end)
+        np.clip(np.interp(position, np.arange(n + 1), edges), 0.0, duration_s) for position in (start, end)
     )
     visible = end_s > start_s  # a proposal may lie wholly after the stated end of the video
-    class_index = chosen[proposals.class_index][visible].astype(np.int64)
+    class_index = chosen[class_index][visible].astype(np.int64)
     score, start_s, end_s = score[visible], start_s[visible], end_s[visible]
     kept, score = suppress(
         class_index,
@@ -178,6 +191,12 @@ def _check_settings(config: LocalizationConfig, attention: NDArray[np.float64] |
         raise ValueError("cas_thresholds and attention_thresholds must be finite")
     if len(config.attention_thresholds) and attention is None:
         raise ValueError("attention must be [n] where attention_thresholds are set, got None")
+    if config.contrast not in ("margin", "neighbours"):
+        raise ValueError(f"contrast must be margin or neighbours, got {config.contrast!r}")
+    if config.max_segments is not None and config.max_segments < 1:
+        raise ValueError(f"max_segments must be at least 1, got {config.max_segments}")
+    if not 0 < config.threshold_weight <= 1:
+        raise ValueError(f"threshold_weight must be in (0, 1], got {config.threshold_weight}")
     if config.upsample < 1:
         raise ValueError(f"upsample must be at least 1, got {config.upsample}")
     if not 0 <= config.oic_margin < np.inf:

@@ -53,6 +53,15 @@ def change_point_proposals(
     return Proposals(found.class_index, start, end)
 
 
+def segment_proposals(n_classes: int, change_points: Ints, n: int, max_segments: int) -> Proposals:
+    """Every run of 1 .. `max_segments` segments between neighbouring change-points of a video [0, n], every class."""
+    edges = np.concatenate([[0], change_points, [n]]).astype(float)
+    sizes = range(1, min(max_segments, len(edges) - 1) + 1)
+    start, end = (np.concatenate(part) for part in zip(*((edges[:-k], edges[k:]) for k in sizes), strict=True))
+    classes = np.repeat(np.arange(n_classes), len(start))
+    return Proposals(classes, np.tile(start, n_classes), np.tile(end, n_classes))
+
+
 def threshold_proposals(
     cas: Floats, attention: Floats | None, upsample: int, levels: Floats, attention_levels: Floats
 ) -> Proposals:
@@ -119,7 +128,21 @@ def outer_inner_contrast(cas: Floats, proposals: Proposals, margin: float) -> Fl
     Exact integrals of the CAS, taken as constant over each snippet. Margins end with the video; a segment that
     leaves no room outside has an outer mean of 0.
     """
-    n = len(cas)
+    n, length = len(cas), proposals.end - proposals.start
+    first, last = np.maximum(proposals.start - margin * length, 0), np.minimum(proposals.end + margin * length, n)
+    return _contrast(cas, proposals, first, last)
+
+
+def neighbour_contrast(cas: Floats, proposals: Proposals, change_points: Ints) -> Floats:
+    """As `outer_inner_contrast`, with the whole segments on either side of a run of segments in place of margins."""
+    edges = np.concatenate([[0], change_points, [len(cas)]]).astype(float)
+    before = np.maximum(np.searchsorted(edges, proposals.start) - 1, 0)
+    after = np.minimum(np.searchsorted(edges, proposals.end) + 1, len(edges) - 1)
+    return _contrast(cas, proposals, edges[before], edges[after])
+
+
+def _contrast(cas: Floats, proposals: Proposals, outer_start: Floats, outer_end: Floats) -> Floats:
+    """Mean CAS inside less that of the rest of [outer_start, outer_end]; 0 stands for a rest that is empty."""
     cumulative = np.concatenate([np.zeros((1, cas.shape[1])), np.cumsum(cas, axis=0)])
     padded = np.concatenate([cas, np.zeros((1, cas.shape[1]))])
 
@@ -130,7 +153,6 @@ def outer_inner_contrast(cas: Floats, proposals: Proposals, margin: float) -> Fl
 
     start, end = proposals.start, proposals.end
     length = end - start
-    outer_start, outer_end = np.maximum(start - margin * length, 0), np.minimum(end + margin * length, n)
     inside = integral(end) - integral(start)
     outside = integral(outer_end) - integral(outer_start) - inside
     outer_length = (outer_end - outer_start) - length

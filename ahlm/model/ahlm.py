@@ -17,6 +17,8 @@ class AHLM(nn.Module):
         self, feature_dim: int, n_classes: int, detector: DetectorConfig, classifier: ClassifierConfig
     ) -> None:
         super().__init__()
+        if detector.shared_embedding and detector.standardise == "slow":
+            raise ValueError("detector.standardise must not be slow with shared_embedding: it projects the features")
         self.shared_embedding = detector.shared_embedding
         self.classifier = AttentionClassifier(feature_dim, n_classes, classifier)
         width = classifier.width or feature_dim

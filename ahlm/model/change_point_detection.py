@@ -44,7 +44,7 @@ class DetectorOutput(NamedTuple):
     Attributes:
         scan: result of the level-2 scan.
         snippet_kl: KL(Q1 || P1) of level 1 (B, T), 0 at padding.
-        target: standardised features (B, T, F).
+        target: standardised features (B, T, F); with `standardise: slow` F is `slow_size` here.
         reconstruction: mean of p(x_t | v1_t, v2_t), same shape.
     """
 
@@ -79,13 +79,18 @@ class ChangePointDetector(nn.Module):
 
     feature_mean: Tensor
     feature_scale: Tensor
+    feature_projection: Tensor
 
     def __init__(self, feature_dim: int, config: DetectorConfig) -> None:
         super().__init__()
         self.config = config
         width, state, z = config.width, config.state_size, config.latent_size
         self.register_buffer("feature_mean", torch.zeros(feature_dim))
-        self.register_buffer("feature_scale", torch.ones(feature_dim))
+        if config.standardise == "slow":
+            self.register_buffer("feature_projection", torch.zeros(feature_dim, config.slow_size))
+            feature_dim = config.slow_size
+        else:
+            self.register_buffer("feature_scale", torch.ones(feature_dim))
 
         self.encoder1, self.encoder2 = nn.Linear(feature_dim, width), nn.Linear(width, width)
         self.decoder2 = nn.Linear(width, width)
@@ -117,7 +122,9 @@ class ChangePointDetector(nn.Module):
         self.reconstruction = nn.Sequential(nn.Linear(z1 + z, width), nn.ReLU(), nn.Linear(width, feature_dim))
 
     def standardise(self, features: Tensor) -> Tensor:
-        """Features by the training statistics that `set_statistics` stored."""
+        """Features by the training statistics that `set_statistics` or `set_projection` stored."""
+        if self.config.standardise == "slow":
+            return (features - self.feature_mean) @ self.feature_projection
         return (features - self.feature_mean) / self.feature_scale
 
     def set_statistics(self, mean: Tensor, deviation: Tensor) -> None:
@@ -127,6 +134,11 @@ class ChangePointDetector(nn.Module):
         self.feature_mean.copy_(mean)
         # a constant dimension carries nothing and must not be blown up
         self.feature_scale.copy_(torch.where(deviation > 0, deviation + 1e-3 * deviation.mean(), 1.0))
+
+    def set_projection(self, mean: Tensor, projection: Tensor) -> None:
+        """Store the training set's mean (F,) and slow projection (F, slow_size)."""
+        self.feature_mean.copy_(mean)
+        self.feature_projection.copy_(projection)
 
     def levels(self, target: Tensor, lengths: Tensor) -> Levels:
         """H-Encoder `f1 = relu(W x), f2 = relu(W f1)` and H-Decoder `u2 = relu(W f2), u1 = relu(W u2)`."""
@@ -158,22 +170,35 @@ class ChangePointDetector(nn.Module):
         rules, d0 = self.config, self.transition.initial_state
         from_features = self.posterior_features(f2)
         from_context = self.posterior_context(u2)
-        start = from_features + from_context + self.posterior_state(d0)
+        start = self._posterior(from_features + from_context + self.posterior_state(d0))
         # eq. 6 as written mixes the new f with the old u
         posterior = None
         if rules.evidence == "transition":
-            posterior = from_features + nn.functional.pad(from_context[:, :-1], (0, 0, 1, 0))
+            posterior = self._posterior(from_features + nn.functional.pad(from_context[:, :-1], (0, 0, 1, 0)))
         prior = None
         if self.prior_features is not None and self.prior_context is not None:
             prior = self.prior_features(f2) + self.prior_context(u2) + self.prior_bias
+        posterior_state = self.posterior_state.weight
+        if rules.posterior_width == "shared":
+            posterior_state = nn.functional.pad(posterior_state[: rules.latent_size], (0, 0, 0, rules.latent_size))
         weights = ScanWeights(
             *self.transition.tensors(),
             prior_state=None if self.prior_state is None else self.prior_state.weight,
             prior_bias=None if rules.change_prior == "full" else self.prior_bias,
-            posterior_state=self.posterior_state.weight if rules.evidence == "transition" else None,
+            posterior_state=posterior_state if rules.evidence == "transition" else None,
             initial_state=d0,
         )
         return ScanStreams(start, prior, posterior), weights
+
+    def _posterior(self, stream: Tensor) -> Tensor:
+        """Head Q's pre-activations (B, T, 2Z) as `posterior_width` has them.
+
+        A width of its own lets a snippet hide its change: Q grows wide exactly where the features move.
+        """
+        if self.config.posterior_width == "per_snippet":
+            return stream
+        z = self.config.latent_size
+        return torch.cat([stream[..., :z], self.posterior_features.bias[z:].expand_as(stream[..., z:])], dim=-1)
 
     def scan(
         self,

@@ -93,6 +93,30 @@ def test_both_is_the_union() -> None:
     assert len(run(replace(config, proposals="thresholds")).foreground_change_points) == 0
 
 
+def test_every_segment_against_its_neighbours() -> None:
+    config = replace(ONE, max_segments=1, contrast="neighbours", class_threshold=0.5)
+    found = run(config)  # class 0 alone, segments 0-2, 2-5, 5-7, 7-8
+    assert segments(found)[0] == (0, 2.0, 5.0)
+    assert sorted(segments(found)) == [(0, 0.0, 2.0), (0, 2.0, 5.0), (0, 5.0, 7.0), (0, 7.0, 8.0)]
+    # outside 2-5 lie snippets 0, 1 and 5, 6; outside 0-2 the three of the action
+    assert found.score[0] == pytest.approx(0.9 - (0.2 + 0.4) / 4, abs=1e-6)
+    assert found.score[segments(found).index((0, 0.0, 2.0))] == pytest.approx(0.1 - 0.9, abs=1e-6)
+    assert found.foreground_change_points.tolist() == [2, 5]  # selected by the threshold, as without max_segments
+    pairs = run(replace(config, max_segments=2))
+    assert sorted(set(segments(pairs)) - set(segments(found))) == [(0, 0.0, 5.0), (0, 2.0, 7.0), (0, 5.0, 8.0)]
+
+
+def test_threshold_proposals_yield_where_both_compete() -> None:
+    config = replace(ONE, max_segments=1, contrast="neighbours", cas_thresholds=(0.3,), gamma=0.2)
+    alone = run(replace(config, proposals="thresholds"))
+    both = run(replace(config, proposals="both", threshold_weight=0.25))
+    weighted = dict(zip(segments(both), both.score, strict=True))
+    for segment, score in zip(segments(alone), alone.score, strict=True):
+        assert weighted[segment] == pytest.approx(0.25 * score)
+    for segment, score in zip(segments(run(config)), run(config).score, strict=True):
+        assert weighted[segment] == pytest.approx(score)
+
+
 def test_the_lcs_step_is_part_of_it() -> None:
     features = np.eye(3, dtype=np.float32)[[0, 0, 1, 1, 1, 2, 2, 2]]
     found = run(change_points=np.array([2, 3, 5, 7]), refinement=RefinementConfig(), similarity_features=features)
@@ -196,6 +220,9 @@ def test_one_snippet() -> None:
         ({"config": replace(ONE, cas_thresholds=())}, "must hold a threshold"),
         ({"config": replace(ONE, cas_thresholds=(np.nan,))}, "must be finite"),
         ({"config": replace(ONE, attention_thresholds=(0.5,))}, r"attention must be \[n\] where .* got None"),
+        ({"config": replace(ONE, contrast="all")}, "contrast must be margin or neighbours, got 'all'"),
+        ({"config": replace(ONE, max_segments=0)}, "max_segments must be at least 1, got 0"),
+        ({"config": replace(ONE, threshold_weight=0.0)}, r"threshold_weight must be in \(0, 1\], got 0.0"),
         ({"config": replace(ONE, upsample=0)}, "upsample must be at least 1, got 0"),
         ({"config": replace(ONE, oic_margin=-0.1)}, "oic_margin must be finite and at least 0, got -0.1"),
         ({"config": replace(ONE, suppression="soft", soft_sigma=0.0)}, "sigma must be positive, got 0.0"),

@@ -11,8 +11,10 @@ from ahlm.localization.proposals import (
     Proposals,
     change_point_proposals,
     distinct,
+    neighbour_contrast,
     outer_inner_contrast,
     runs,
+    segment_proposals,
     threshold_proposals,
 )
 
@@ -135,3 +137,16 @@ def test_contrast_by_hand() -> None:
     assert outer_inner_contrast(cas, inside, 0.0) == pytest.approx([1.0])
     at_start = Proposals(np.array([0]), np.array([0.0]), np.array([2.0]))
     assert outer_inner_contrast(cas, at_start, 0.5) == pytest.approx([0.1 - 1.0])  # the right margin alone
+
+
+def test_segment_proposals_are_all_short_runs() -> None:
+    found = rows(segment_proposals(2, np.array([2, 5]), 9, max_segments=2))
+    expected = [(0, 2), (2, 5), (5, 9), (0, 5), (2, 9)]
+    assert found == sorted((c, *map(float, run)) for c in range(2) for run in expected)
+    assert rows(segment_proposals(1, np.array([], np.int64), 4, max_segments=3)) == [(0, 0, 4)]
+
+
+def test_neighbour_contrast_without_neighbours_is_the_mean() -> None:
+    cas = np.array([[0.2], [0.4]])
+    whole = segment_proposals(1, np.array([], np.int64), 2, max_segments=1)
+    np.testing.assert_allclose(neighbour_contrast(cas, whole, np.array([], np.int64)), 0.3)

@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from ahlm.config import DetectorConfig
+from ahlm.config import ClassifierConfig, DetectorConfig
+from ahlm.model.ahlm import AHLM
 from ahlm.model.change_point_detection import ChangePointDetector, Noise
 from ahlm.model.losses import detector_loss
 
@@ -159,6 +160,31 @@ def test_standardisation() -> None:
     assert per_dimension.standardise(mean + 1)[6] == 1  # a constant dimension is not blown up
     scaled = pooled.standardise(mean + deviation)
     torch.testing.assert_close(scaled / scaled[0], deviation)
+
+
+def test_slow_projection_is_what_the_detector_reads_and_reconstructs() -> None:
+    model = detector(standardise="slow", slow_size=3)
+    mean, projection = torch.arange(7.0), torch.randn(7, 3, generator=torch.Generator().manual_seed(2))
+    model.set_projection(mean, projection)
+    features = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(3))
+    output = model(features, torch.tensor([5, 5]), noise_for(model, 2, 5))
+    torch.testing.assert_close(output.target, (features - mean) @ projection)
+    assert output.reconstruction.shape == (2, 5, 3)
+    # what the projection leaves out changes nothing
+    hidden = torch.linalg.svd(projection).U[:, 3]
+    same = model(features + hidden, torch.tensor([5, 5]), noise_for(model, 2, 5))
+    torch.testing.assert_close(same.scan.kl_static, output.scan.kl_static, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="shared_embedding"):
+        AHLM(7, 2, DetectorConfig(standardise="slow", shared_embedding=True), ClassifierConfig())
+
+
+@pytest.mark.parametrize("evidence", ["start", "transition"])
+def test_shared_posterior_width(evidence: str) -> None:
+    model = detector(posterior_width="shared", evidence=evidence, belief_weight=0.0, evidence_weight=1.0)
+    output = model.scan(torch.randn(2, 6, 7, generator=torch.Generator().manual_seed(1)), torch.tensor([6, 6]))
+    width = model.posterior_features.bias[model.config.latent_size :].clamp(-5, 2)
+    torch.testing.assert_close(output.belief_log_std, width.expand(2, 6, -1))
+    assert output.belief_mean.std(1).min() > 0
 
 
 def test_loss_is_the_bound_without_change_points() -> None:
