@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ahlm.kernels.change_point_scan import ScanRules, ScanStreams, ScanWeights, change_point_scan
+from ahlm.kernels.change_point_scan import ScanOutput, ScanRules, ScanStreams, ScanWeights, change_point_scan
 from ahlm.kernels.compiled import instruction_sets
 
 Z, H = 64, 256
@@ -28,6 +28,7 @@ READINGS = {
 }
 FIRING: tuple[float | None, ...] = (None, 0.0, 0.1, 0.5)
 BACKENDS = ("reference", "cpu")
+LONG = 10000  # snippets from which on only free firing is measured
 REFERENCE_ROWS = 64 * 750  # video-steps beyond which the reference is neither differentiated nor timed
 
 
@@ -37,7 +38,8 @@ class Case:
     def __init__(self, rules: ScanRules, batch: int, n: int, firing: float | None) -> None:
         generator = torch.Generator().manual_seed(0)
 
-        def draw(*shape: int, scale: float = 0.1) -> Tensor:
+        # the scale of torch's own GRU; three times as large it is chaotic, and no two roundings stay together
+        def draw(*shape: int, scale: float = H**-0.5 / 2) -> Tensor:
             return (scale * torch.randn(*shape, generator=generator)).requires_grad_()
 
         literal = rules.change_prior == "full"
@@ -55,11 +57,15 @@ class Case:
         self.gru = torch.nn.GRU(Z, H, batch_first=True)
         self.gru_input = draw(batch, n, Z)
 
-    def scan(self, backend: str) -> Tensor:
-        """Forward; what a loss would look at."""
-        output = change_point_scan(
+    def output(self, backend: str) -> ScanOutput:
+        """All that the scan finds."""
+        return change_point_scan(
             self.streams, self.weights, self.rules, noise=self.noise, forced_changes=self.forced, backend=backend
         )
+
+    def scan(self, backend: str) -> Tensor:
+        """Forward; what a loss would look at."""
+        output = self.output(backend)
         return output.kl_charged.sum() + output.latent.sum()
 
     def library(self) -> Tensor:
@@ -88,7 +94,10 @@ def measure(
     """Times of the library and of the backends on one case, seconds; the answers are compared first."""
     case = Case(READINGS[reading], batch, n, firing)
     with torch.inference_mode():
-        torch.testing.assert_close(case.scan("cpu"), case.scan("reference"), rtol=1e-4, atol=1e-2)
+        found, expected = case.output("cpu"), case.output("reference")
+        assert torch.equal(found.change_points, expected.change_points)
+        for name in ("kl_charged", "latent", "state"):
+            torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-3, atol=1e-3)
     runs = {"nn.GRU": case.library, "cpu": lambda: case.scan("cpu")}
     if both and batch * n <= REFERENCE_ROWS:
         runs["reference"] = lambda: case.scan("reference")
@@ -136,7 +145,7 @@ def main() -> None:
     for n in options.snippets:
         for batch in options.batches:
             for reading in READINGS:
-                for firing in FIRING:
+                for firing in FIRING if n < LONG else (None,):
                     for backward in (False, True):
                         # firing changes the reference's time by nothing: once is enough
                         rows.append(measure(reading, batch, n, firing, backward, options.repeats, firing is None))
