@@ -25,6 +25,7 @@ LITERAL: Mapping[str, Any] = {
     "detector.evidence_weight": 1.0,
     "detector.decode": "segment",
     "detector.refractory": 0,
+    "detector.posterior_width": "per_snippet",
 }
 # arXiv 2104.02967, section 4.1, and its official code
 ACM_NET: Mapping[str, Any] = {
@@ -137,6 +138,7 @@ def _reading(config: Config) -> list[Row]:
         },
         **{f"decode: {v}": {"detector.decode": v} for v in ("current", "segment")},
         **{f"refractory: {v}": {"detector.refractory": v} for v in (0, 1, 2)},
+        **{f"posterior width: {v}": {"detector.posterior_width": v} for v in ("per_snippet", "shared")},
         "literal reading": dict(LITERAL),
     }  # fmt: skip
     return [Row("reading", name, settings=settings) for name, settings in choices.items()]
@@ -149,6 +151,7 @@ def _steps() -> list[Row]:
         "no reset": {"detector.reset": False},
         "no LCS step": {"refinement.enabled": False},
         "LCS step": {"refinement.enabled": True},
+        **{f"features: {v}": {"detector.standardise": v} for v in ("per_dimension", "global", "slow")},
         **{f"proposals: {v}": {"localization.proposals": v} for v in ("change_points", "both")},
     }
     return [Row("steps", name, settings=settings) for name, settings in choices.items()]
