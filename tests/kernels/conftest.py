@@ -11,11 +11,12 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ahlm.kernels import cuda
+if TYPE_CHECKING:  # torch: this folder's other tests run without it
+    from ahlm.kernels import cuda
 
 FOLDER = Path(__file__).parents[2] / "csrc" / "cuda"
 SOURCES = [FOLDER / f"{name}.cu" for name in ("change_point_scan", "snippet_scan")]
@@ -23,6 +24,8 @@ SOURCES = [FOLDER / f"{name}.cu" for name in ("change_point_scan", "snippet_scan
 
 @pytest.fixture(scope="session")
 def emulation(tmp_path_factory: pytest.TempPathFactory) -> cuda.Library:
+    from ahlm.kernels import cuda
+
     compiler = os.environ.get("CXX") or shutil.which("g++")
     if not compiler or not SOURCES[0].is_file():
         pytest.skip("no C++ compiler, or not in a checkout")
@@ -42,6 +45,8 @@ def emulation(tmp_path_factory: pytest.TempPathFactory) -> cuda.Library:
 @pytest.fixture
 def emulated(emulation: cuda.Library, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Eight videos a cluster, whatever the batch, and every barrier."""
+    from ahlm.kernels import cuda
+
     monkeypatch.setattr(cuda, "FEW_VIDEOS", 0)
     emulation.calls.ahlm_emulation_seed(ctypes.c_uint64(0))
     yield emulation
