@@ -73,7 +73,7 @@ def load_weights(path: str | Path) -> Checkpoint:
         raise DataError(path, "metadata", f"format {FORMAT}", header.get("format", "none"))
     config, features = config_from(header["config"]), header["features"]
     feature_dim = features.pop("feature_dim")
-    model = AHLM(feature_dim, len(header["classes"]), config.detector, config.classifier)
+    model = AHLM(feature_dim, len(header["classes"]), config.detector, config.classifier, config.squash)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

@@ -225,6 +225,7 @@ class Config:
 
     Attributes:
         data: what to read.
+        squash: both modules read the tanh of each feature's standard score, so that rare large values count for little.
         detector: DFC.
         classifier: EFC.
         detector_optim: training of DFC.
@@ -241,6 +242,7 @@ class Config:
     """
 
     data: DataConfig = field(default_factory=DataConfig)
+    squash: bool = False
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     detector_optim: OptimConfig = field(default_factory=OptimConfig)

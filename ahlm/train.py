@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import yaml
 from jsonargparse import ArgumentParser
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
@@ -28,7 +29,7 @@ from ahlm.checkpoint import Checkpoint, load_state, load_weights, save_state, sa
 from ahlm.config import Config, OptimConfig
 from ahlm.data.dataset import FeatureDataset, has_split
 from ahlm.data.sampling import collate, crop_start, sample_snippets_train
-from ahlm.data.slow_features import slow_projection
+from ahlm.data.slow_features import Read, as_they_are, slow_projection
 from ahlm.data.synthetic import open_split
 from ahlm.errors import DataError
 from ahlm.evaluation import Result, evaluate
@@ -87,11 +88,11 @@ def detector_batch(
     return collate(crops)
 
 
-def feature_statistics(dataset: FeatureDataset) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (F,) of the training snippets, float64 sums over one pass."""
+def feature_statistics(dataset: FeatureDataset, read: Read = as_they_are) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (F,) of the training snippets as `read` sees them, float64 sums over one pass."""
     count, total, squares = 0, 0.0, 0.0
     for i in range(len(dataset)):
-        video = dataset.features(i).astype(np.float64)
+        video = read(dataset.features(i)).astype(np.float64)
         count, total, squares = count + len(video), total + video.sum(0), squares + np.square(video).sum(0)
     mean = total / count
     deviation = np.sqrt(np.maximum(squares / count - np.square(mean), 0))
@@ -101,12 +102,18 @@ def feature_statistics(dataset: FeatureDataset) -> tuple[Tensor, Tensor]:
 def new_model(dataset: FeatureDataset, config: Config) -> AHLM:
     """An untrained model for a data set, its weights drawn from the seed."""
     torch.manual_seed(config.seed)
-    model = AHLM(dataset.feature_dim, len(dataset.classes), config.detector, config.classifier)
+    model = AHLM(dataset.feature_dim, len(dataset.classes), config.detector, config.classifier, config.squash)
+    if config.squash:
+        model.set_squash(*feature_statistics(dataset))
+
+    def read(video: NDArray[np.float32]) -> NDArray[np.float32]:
+        return model.read(torch.from_numpy(video)).numpy()
+
     if config.detector.standardise == "slow":
-        mean, projection = slow_projection(dataset, config.detector.slow_size)
+        mean, projection = slow_projection(dataset, config.detector.slow_size, read)
         model.detector.set_projection(torch.from_numpy(mean).float(), torch.from_numpy(projection).float())
     elif not config.detector.shared_embedding:
-        model.detector.set_statistics(*feature_statistics(dataset))
+        model.detector.set_statistics(*feature_statistics(dataset, read))
     return model
 
 

@@ -16,6 +16,7 @@ from ahlm.evaluation.boundaries import change_point_scores, true_boundaries
 Features = NDArray[np.float32]
 Edges = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Reading = Callable[[Features], Any]  # features [n, F] as a detector takes them [n, Z], float32 or float64
 DETECTORS = ("difference", "slow_features", "kernel_linear", "kernel_rbf", "kernel_cosine")
 
 
@@ -80,37 +81,51 @@ def boundaries(dataset: FeatureDataset) -> list[Floats]:
 def _candidates(kind: str, videos: Sequence[Features]) -> Iterator[Candidate]:
     snippets = np.concatenate(videos)
     mean, deviation = snippets.mean(0), snippets.std(0)
-    scalings = {
-        "raw": np.eye(len(deviation)),
-        "standardised": np.diag(1 / np.where(deviation > 0, deviation, np.inf)),
+    scale = np.where(deviation > 0, deviation, np.inf)
+    readings: dict[str, Reading] = {
+        "raw": lambda video: video,
+        "standardised": lambda video: (video - mean) / scale,
+        "squashed": lambda video: np.tanh((video - mean) / scale),
     }
+    if kind == "slow_features":
+        # the projection has its own scaling
+        del readings["standardised"]
+        readings = {name: after for before in readings.items() for name, after in _slow_readings(*before, videos)}
     if kind in ("difference", "slow_features"):
-        projections = scalings if kind == "difference" else slow_projections(videos)
-        for name, projection in projections.items():
+        for name, read in readings.items():
             for window in range(1, 7):
                 for distance in (1, 2, 3):
-                    yield Differences(name, projection, window, distance)
+                    yield Differences(name, read, window, distance)
         return
     kernel = kind.removeprefix("kernel_")
-    for name, scaling in scalings.items():
+    for name, read in readings.items():
         # the linear kernel's costs are sums of squares; those of the others lie between 0 and 2 a snippet
-        unit = float((snippets @ scaling).var(0).sum()) if kernel == "linear" else 1.0
-        origin = mean if name == "standardised" else np.zeros_like(mean)
+        unit = float(read(snippets).var(0).sum()) if kernel == "linear" else 1.0
         for min_size in (1, 2):
-            yield KernelPartition(name, origin, scaling, kernel, min_size, unit)
+            yield KernelPartition(name, read, kernel, min_size, unit)
+
+
+def _slow_readings(name: str, read: Reading, videos: Sequence[Features]) -> Iterator[tuple[str, Reading]]:
+    for size, projection in slow_projections([read(video) for video in videos]).items():
+        yield f"{name}, {size}", partial(_projected, read, projection)
+
+
+def _projected(read: Reading, projection: Floats, video: Features) -> Floats:
+    projected: Floats = read(video) @ projection
+    return projected
 
 
 @dataclass(frozen=True)
 class Differences:
-    """Edges where the snippets after differ most from those before, in a projection of the features [F, Z]."""
+    """Edges where the snippets after differ most from those before."""
 
     name: str
-    projection: Floats
+    read: Reading
     window: int
     distance: int
 
     def settings(self) -> dict[str, Any]:
-        """Projection, snippets on either side, distance between edges."""
+        """What it reads, snippets on either side, distance between edges."""
         return {"features": self.name, "window": self.window, "distance": self.distance}
 
     def detect(self, video: Features, level: float) -> Edges:
@@ -128,7 +143,7 @@ class Differences:
             yield level, [edges[height > level] for edges, height in peaks]
 
     def _peaks(self, video: Features) -> tuple[Edges, Floats]:
-        scores = difference_scores(video @ self.projection, self.window)
+        scores = difference_scores(self.read(video), self.window)
         edges = peaks(scores, self.distance)
         return edges, scores[edges]
 
@@ -177,17 +192,16 @@ def slow_projections(videos: Sequence[Features], sizes: Sequence[int] = (4, 8, 1
 
 @dataclass(frozen=True)
 class KernelPartition:
-    """`ruptures.KernelCPD`: the partition of least cost under a penalty a change-point, on scaled features."""
+    """`ruptures.KernelCPD`: the partition of least cost under a penalty a change-point."""
 
     name: str
-    origin: Features
-    scaling: Floats
+    read: Reading
     kernel: str
     min_size: int
     unit: float
 
     def settings(self) -> dict[str, Any]:
-        """Scaling and the shortest segment; the level is the penalty in units of a snippet's variance."""
+        """What it reads and the shortest segment; the level is the penalty in units of a snippet's variance."""
         return {"features": self.name, "kernel": self.kernel, "min_size": self.min_size}
 
     def detect(self, video: Features, level: float) -> Edges:
@@ -203,11 +217,7 @@ class KernelPartition:
     def _model(self, video: Features) -> Any:
         if len(video) < 2 * self.min_size:
             return None
-        return (
-            import_ruptures()
-            .KernelCPD(kernel=self.kernel, min_size=self.min_size)
-            .fit((video - self.origin) @ self.scaling)
-        )
+        return import_ruptures().KernelCPD(kernel=self.kernel, min_size=self.min_size).fit(self.read(video))
 
     def _edges(self, model: Any, level: float) -> Edges:
         return np.array([] if model is None else model.predict(pen=level * self.unit)[:-1], np.int64)

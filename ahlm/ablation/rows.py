@@ -152,6 +152,7 @@ def _steps() -> list[Row]:
         "no LCS step": {"refinement.enabled": False},
         "LCS step": {"refinement.enabled": True},
         **{f"features: {v}": {"detector.standardise": v} for v in ("per_dimension", "global", "slow")},
+        **{f"features: {name}": {"squash": v} for v, name in ((False, "as they are"), (True, "squashed"))},
         **{f"proposals: {v}": {"localization.proposals": v} for v in ("change_points", "both")},
     }
     return [Row("steps", name, settings=settings) for name, settings in choices.items()]

@@ -65,7 +65,7 @@ class Trainings:
         """
         values = config_mapping(config)
         shared = config.detector.shared_embedding
-        used: dict[str, Any] = {"data": self._fingerprint, "seed": config.seed}
+        used: dict[str, Any] = {"data": self._fingerprint, "seed": config.seed, "squash": config.squash}
         if part == "classifier" or shared:
             used |= {name: values[name] for name in ("classifier", "classifier_optim")} | {"plain_mil": plain_mil}
         if part == "detector" or shared:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ahlm.data.dataset import FeatureDataset
 
 Floats = NDArray[np.float64]
+Read = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # what a model makes of a video's features [n, F]
 CALM = 0.9  # share of neighbouring snippets that count as noise; the others may be change-points
 RIDGE = 0.05  # noise of every direction, as a share of the mean variance: features do not repeat beyond that
 ROUNDS = 3
 
 
-def slow_projection(dataset: FeatureDataset, size: int) -> tuple[Floats, Floats]:
-    """Mean (F,) and projection (F, size): `(features - mean) @ projection` is what the detector reads.
+def as_they_are(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The `Read` that changes nothing."""
+    return features
+
+
+def slow_projection(dataset: FeatureDataset, size: int, read: Read = as_they_are) -> tuple[Floats, Floats]:
+    """Mean (F,) and projection (F, size): `(read(features) - mean) @ projection` is what the detector reads.
 
     With C the covariance of the snippets and N half the covariance of the differences between neighbouring snippets,
     the columns are the generalised eigenvectors of C w = l N w with the largest l, variance against noise. They are
@@ -28,34 +36,33 @@ def slow_projection(dataset: FeatureDataset, size: int) -> tuple[Floats, Floats]
     n_features = dataset.feature_dim
     if not 1 <= size <= n_features:
         raise ValueError(f"detector.slow_size must be within 1 .. {n_features}, the feature dimension, got {size}")
+
+    def video(i: int) -> Floats:
+        return read(dataset.features(i)).astype(np.float64)
+
     videos = range(len(dataset))
     count = sum(dataset.n_snippets(i) for i in videos)
     if count == len(dataset):
         raise ValueError("standardise: slow needs a training video of at least two snippets")
-    mean = np.sum([dataset.features(i).sum(0, dtype=np.float64) for i in videos], axis=0) / count
+    mean = np.sum([video(i).sum(0) for i in videos], axis=0) / count
     total = np.zeros((n_features, n_features))
     for i in videos:
-        centred = dataset.features(i) - mean
+        centred = video(i) - mean
         total += centred.T @ centred / count
     ridge = RIDGE * np.trace(total) / n_features * np.eye(n_features)
 
     projection = np.zeros((n_features, size))  # no difference is larger than another: the first round takes all
     for _ in range(ROUNDS):
-        sizes = [np.square(_differences(dataset, i) @ projection).sum(1) for i in videos]
+        sizes = [np.square(np.diff(video(i), axis=0) @ projection).sum(1) for i in videos]
         largest = np.quantile(np.concatenate(sizes), CALM)
         noise, n_calm = np.zeros_like(total), 0
         for i in videos:
-            calm = _differences(dataset, i)[sizes[i] <= largest]
+            calm = np.diff(video(i), axis=0)[sizes[i] <= largest]
             noise += calm.T @ calm / 2
             n_calm += len(calm)
         projection = _directions(total, noise / n_calm + ridge)[:, :size]
     variance = np.einsum("fk,fg,gk->k", projection, total, projection)
     return mean, projection / np.sqrt(variance.mean())
-
-
-def _differences(dataset: FeatureDataset, i: int) -> Floats:
-    """Differences between neighbouring snippets of video i [n - 1, F]."""
-    return np.diff(dataset.features(i).astype(np.float64), axis=0)
 
 
 def _directions(total: Floats, noise: Floats) -> Floats:

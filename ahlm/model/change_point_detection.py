@@ -74,6 +74,11 @@ class StateTransition(nn.Module):
         return self.cell.weight_ih, self.cell.weight_hh, self.cell.bias_ih, self.cell.bias_hh
 
 
+def safe_scale(deviation: Tensor) -> Tensor:
+    """What to divide features by (F,): a constant dimension carries nothing and must not be blown up."""
+    return torch.where(deviation > 0, deviation + 1e-3 * deviation.mean(), 1.0)
+
+
 class ChangePointDetector(nn.Module):
     """H-Encoder, H-Decoder, the heads of both levels and the scans (section 3.2)."""
 
@@ -132,8 +137,7 @@ class ChangePointDetector(nn.Module):
         if self.config.standardise == "global":
             deviation = deviation.square().mean().sqrt().expand_as(deviation)
         self.feature_mean.copy_(mean)
-        # a constant dimension carries nothing and must not be blown up
-        self.feature_scale.copy_(torch.where(deviation > 0, deviation + 1e-3 * deviation.mean(), 1.0))
+        self.feature_scale.copy_(safe_scale(deviation))
 
     def set_projection(self, mean: Tensor, projection: Tensor) -> None:
         """Store the training set's mean (F,) and slow projection (F, slow_size)."""
@@ -211,7 +215,7 @@ class ChangePointDetector(nn.Module):
         """Find change-points in padded videos (eqs. 4-8).
 
         Args:
-            features: raw snippet features (B, T, F).
+            features: snippet features (B, T, F).
             lengths: real snippets of each video (B,).
             noise: standard normal (B, T, Z); none: the latent is the belief's mean, as at test time.
             forced_changes: change-points that decide instead of eq. 7 (B, T) bool; column 0 is ignored.
@@ -247,7 +251,7 @@ class ChangePointDetector(nn.Module):
         """Both levels on a batch of crops, for the loss (eqs. 2-3).
 
         Args:
-            features: raw snippet features (B, T, F).
+            features: snippet features (B, T, F).
             lengths: real snippets of each crop (B,).
             noise: draws for both latents, see `draw_noise`.
             forced_changes: see `scan`.

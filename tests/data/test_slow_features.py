@@ -40,6 +40,20 @@ def test_finds_what_stays_and_whitens_the_noise() -> None:
     assert loud < 0.5 * np.abs(projection[1:5]).max()
 
 
+def test_reads_what_the_model_reads() -> None:
+    dataset = piecewise(np.eye(6), 4 * np.eye(6)[:2])
+
+    def read(features: np.ndarray) -> np.ndarray:
+        return np.tanh((features - 5) / np.arange(1, 7, dtype=np.float32))
+
+    seen = [Video(video.id, read(dataset.features(i))) for i, video in enumerate(dataset.videos)]
+    expected = slow_projection(FeatureDataset(seen, ("a",), FeatureSpec(25, 16, 16)), 2)
+    found = slow_projection(dataset, 2, read)
+    np.testing.assert_allclose(found[0], expected[0])
+    np.testing.assert_allclose(found[1], expected[1])
+    assert not np.allclose(np.abs(found[1]), np.abs(slow_projection(dataset, 2)[1]), rtol=0.1)
+
+
 @pytest.mark.parametrize("size", [0, 7])
 def test_size_out_of_range(size: int) -> None:
     with pytest.raises(ValueError, match=r"slow_size must be within 1 \.\. 6.*got"):

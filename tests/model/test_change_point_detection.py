@@ -162,6 +162,25 @@ def test_standardisation() -> None:
     torch.testing.assert_close(scaled / scaled[0], deviation)
 
 
+def test_squashed_features_are_what_both_modules_read() -> None:
+    mean, deviation = torch.arange(7.0), torch.tensor([1.0, 2, 3, 4, 5, 6, 0])
+    model = AHLM(7, 2, DetectorConfig(**SMALL), ClassifierConfig(width=5), squash=True).eval()  # type: ignore[arg-type]
+    model.set_squash(mean, deviation)
+    scores = torch.tensor([0.0, 0.1, 1e6, -1e6])[:, None]
+    expected = torch.tensor([0.0, 0.1, 1.0, -1.0])[:, None].expand(4, 6)
+    torch.testing.assert_close(model.read(mean + scores * deviation)[:, :6], expected, atol=5e-3, rtol=0)
+    assert model.read(mean + 1)[6] == torch.tanh(torch.tensor(1.0))  # a constant dimension is not blown up
+
+    features, lengths = 5 * torch.randn(2, 9, 7, generator=torch.Generator().manual_seed(1)), torch.tensor([9, 6])
+    plain = AHLM(7, 2, DetectorConfig(**SMALL), ClassifierConfig(width=5)).eval()  # type: ignore[arg-type]
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("squash")})
+    torch.testing.assert_close(model.classify(features, lengths), plain.classify(model.read(features), lengths))
+    torch.testing.assert_close(
+        model.change_points(features, lengths).kl_static,
+        plain.change_points(model.read(features), lengths).kl_static,
+    )
+
+
 def test_slow_projection_is_what_the_detector_reads_and_reconstructs() -> None:
     model = detector(standardise="slow", slow_size=3)
     mean, projection = torch.arange(7.0), torch.randn(7, 3, generator=torch.Generator().manual_seed(2))
