@@ -60,7 +60,7 @@ class DetectorConfig:
         alpha_down: step of beta after no change-point; none: alpha.
         beta0: beta at the start.
         beta_range: beta is clipped to this range.
-        look_ahead: level 2 sees the mean of f1 over this many snippets.
+        look_ahead: level 2 sees the mean of f1 over this many snippets, and boundaries are put at its middle.
         standardise: features are centred and divided by a deviation `per_dimension` or one `global` one; `slow`: they
             are projected on the directions that vary most against the noise between neighbouring snippets, the noise
             made white (`ahlm/data/slow_features.py`).

@@ -44,6 +44,7 @@ class VideoAnalysis(NamedTuple):
         attention: foreground, context, background [n, 3].
         embedding: EFC's snippet embedding [n, width].
         change_points: detected edges, sorted, in 1 .. n-1; edge e lies between snippets e - 1 and e.
+        boundaries_s: seconds of the boundary that a change-point at each of the n + 1 edges marks.
         kl_static: D_static of eq. 7 in nats [n], 0 at the first snippet.
         kl_change: D_change likewise.
     """
@@ -53,6 +54,7 @@ class VideoAnalysis(NamedTuple):
     attention: NDArray[np.float32]
     embedding: NDArray[np.float32]
     change_points: NDArray[np.int64]
+    boundaries_s: NDArray[np.float64]
     kl_static: NDArray[np.float32]
     kl_change: NDArray[np.float32]
 
@@ -107,19 +109,21 @@ class Predictor:
         change_points: NDArray[np.int64] | None = None,
     ) -> Localization:
         """METHOD 4 on an analysed video; `change_points` replace the detected ones and skip the LCS step (oracle)."""
-        refinement = config.refinement
+        refinement, edges_s = config.refinement, self.spec.edges_s(len(features))
         if change_points is not None:
             refinement = dataclasses.replace(refinement, enabled=False)
+            analysis = analysis._replace(change_points=change_points, boundaries_s=edges_s)
         return localize(
             analysis.cas,
             analysis.video_scores,
             analysis.attention[:, 0],
-            analysis.change_points if change_points is None else change_points,
-            self.spec.edges_s(len(features)),
+            analysis.change_points,
+            edges_s,
             self.spec.duration_s(len(features)) if duration_s is None else duration_s,
             config=config.localization,
             refinement=refinement,
             similarity_features=analysis.embedding if refinement.similarity == "embedding" else features,
+            boundaries_s=analysis.boundaries_s,
         )
 
     @torch.inference_mode()
@@ -148,6 +152,7 @@ class Predictor:
                     at_every_snippet(attention[i, :m], index, n),
                     at_every_snippet(embedding[i, :m], index, n),
                     np.flatnonzero(changes[i, :n]),
+                    self.spec.boundaries_s(n, self.model.detector.lead),
                     static[i, :n],
                     change[i, :n],
                 )
@@ -216,17 +221,17 @@ def predict(
     results: dict[str, list[dict[str, Any]]] = {}
     points: dict[str, dict[str, list[float]]] = {}
     for i, (video, analysis) in enumerate(zip(dataset.videos, analyses, strict=True)):
-        edges_s = predictor.spec.edges_s(len(analysis.cas))
         given = true_edges(dataset, i) if oracle else None
+        boundaries_s = predictor.spec.edges_s(len(analysis.cas)) if oracle else analysis.boundaries_s
         found = predictor.localize_analysis(dataset.features(i), analysis, video.duration_s, config, given)
         results[video.id] = [
             {"label": d.label, "score": d.score, "segment": [d.start_s, d.end_s]} for d in predictor.detections(found)
         ]
         detected = analysis.change_points if given is None else given
         points[video.id] = {
-            "detected": edges_s[detected].tolist(),
-            "refined": edges_s[found.change_points].tolist(),
-            "foreground": edges_s[found.foreground_change_points].tolist(),
+            "detected": boundaries_s[detected].tolist(),
+            "refined": boundaries_s[found.change_points].tolist(),
+            "foreground": boundaries_s[found.foreground_change_points].tolist(),
         }
     extra = {
         "features": vars(predictor.spec),

@@ -113,7 +113,21 @@ def measure(
         row[name] = {"min": taken[0], "median": taken[len(taken) // 2]}
     ours = row["cpu"]["min"]
     row["times faster than"] = {name: row[name]["min"] / ours for name in runs if name != "cpu"}
+    row["GFLOP/s"] = 1e-9 * matrix_operations(reading, batch, n, backward) / ours
     return row
+
+
+def matrix_operations(reading: str, batch: int, n: int, backward: bool) -> int:
+    """Floating-point operations of the scan's matrix products; the reverse scan repeats them for two gradients each."""
+    heads = 2 if reading == "literal" else 1
+    once = 2 * batch * (n - 1) * (3 * H * (Z + H) + heads * 2 * Z * H)
+    return 4 * once if backward else once
+
+
+def matrix_product_rate(n: int = 2048) -> float:
+    """GFLOP/s of the library on one large product: what these cores can do."""
+    a, b = torch.randn(n, n), torch.randn(n, n)
+    return 2e-9 * n**3 / seconds(lambda: a @ b, backward=False, repeats=5)[0]
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
@@ -140,6 +154,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     facts = machine() | {"scans_built_for": instruction_sets()[-1], "threads": options.threads}
+    facts["GFLOP/s of a matrix product"] = matrix_product_rate()
     print(facts)
     rows = []
     for n in options.snippets:
@@ -153,7 +168,7 @@ def main() -> None:
                         ratios = ", ".join(f"{ratio:.1f}x {name}" for name, ratio in row["times faster than"].items())
                         print(
                             f"B {batch} T {n} {reading} firing {row['firing']} {row['direction']}: "
-                            f"{1e3 * row['cpu']['min']:.1f} ms, {ratios}",
+                            f"{1e3 * row['cpu']['min']:.1f} ms, {row['GFLOP/s']:.0f} GFLOP/s, {ratios}",
                             flush=True,
                         )
     if os.environ.get("AHLM_BENCH_WRITE"):

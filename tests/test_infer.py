@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import ahlm
+from ahlm.ablation.rows import replaced
 from ahlm.arguments import load_recipe
 from ahlm.checkpoint import Checkpoint, save_weights
 from ahlm.config import DataConfig, LocalizationConfig, RefinementConfig
@@ -135,6 +136,21 @@ def test_oracle_takes_true_boundaries(run: Path) -> None:
         expected = predictor.spec.edges_s(dataset.n_snippets(i))[true_edges(dataset, i)]
         np.testing.assert_allclose(points["detected"], expected)
         assert points["refined"] == points["detected"]
+
+
+def test_change_points_of_a_detector_that_looks_ahead_stand_half_a_snippet_later() -> None:
+    config, dataset = replaced(load_recipe("demo"), {"detector.look_ahead": 2}), demo_dataset("test")
+    model = new_model(dataset, config)
+    predictor = Predictor(Checkpoint(model, config, dataset.classes, dataset.spec, 64, 0))
+    analyses = predictor.analyse_dataset(dataset, progress=False)
+    analyses = [a._replace(change_points=np.array([3, 9])) for a in analyses]
+    found = predict(predictor, dataset, analyses)
+    truth = predict(predictor, dataset, analyses, oracle=True)
+    for i, video in enumerate(dataset.videos):
+        positions = dataset.spec.edge_position(np.array(found["ahlm"]["change_points"][video.id]["detected"]))
+        np.testing.assert_allclose(positions, [3.5, 9.5])
+        expected = dataset.spec.edges_s(dataset.n_snippets(i))[true_edges(dataset, i)]
+        np.testing.assert_allclose(truth["ahlm"]["change_points"][video.id]["detected"], expected)
 
 
 def test_wrong_dimension_and_nan_in_a_file(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -282,7 +282,8 @@ def test_firing_says_when_the_detector_has_collapsed() -> None:
         kl = np.where(np.isin(np.arange(n), change_points), 4.0, 0.02).astype(np.float32)
         rows = np.zeros((n, 3), np.float32)
         points = np.array(change_points, np.int64)
-        return VideoAnalysis(np.zeros(2, np.float32), rows[:, :2], rows, rows, points, kl, np.full(n, 2, np.float32))
+        edges, twos = np.arange(n + 1.0), np.full(n, 2, np.float32)
+        return VideoAnalysis(np.zeros(2, np.float32), rows[:, :2], rows, rows, points, edges, kl, twos)
 
     text = firing([analysis([5]), analysis([])])
     assert text == (

@@ -139,6 +139,11 @@ class Experiment:
         ]
         return self._replaced(analyses, points), None
 
-    @staticmethod
-    def _replaced(analyses: Sequence[VideoAnalysis], points: Sequence[np.ndarray[Any, Any]]) -> list[VideoAnalysis]:
-        return [a._replace(change_points=p) for a, p in zip(analyses, points, strict=True)]
+    def _replaced(
+        self, analyses: Sequence[VideoAnalysis], points: Sequence[np.ndarray[Any, Any]]
+    ) -> list[VideoAnalysis]:
+        spec = self.scored.spec
+        return [
+            a._replace(change_points=p, boundaries_s=spec.edges_s(len(a.cas)))
+            for a, p in zip(analyses, points, strict=True)
+        ]

@@ -53,6 +53,7 @@ def localize(
     config: LocalizationConfig,
     refinement: RefinementConfig,
     similarity_features: ArrayLike | None = None,
+    boundaries_s: ArrayLike | None = None,
 ) -> Localization:
     """Detections of one video of n snippets and C classes (section 3.3, end).
 
@@ -72,6 +73,8 @@ def localize(
         config: classes, proposals, scores, suppression.
         refinement: the LCS step.
         similarity_features: what the LCS step compares [n, F]; may be none where that step is off.
+        boundaries_s: seconds of the boundary that a change-point at each of the n + 1 edges marks, for a detector that
+            is early or late; none: `edges_s`.
 
     Raises:
         ValueError: shapes that do not fit, values that are not finite, change-points unsorted or out of range,
@@ -86,6 +89,9 @@ def localize(
         ([0.64], [1.92], [1, 3])
     """
     activation, scores, focus, points, edges = _checked(cas, video_scores, attention, change_points, edges_s)
+    boundaries = edges if boundaries_s is None else np.asarray(boundaries_s, np.float64)
+    if boundaries.shape != edges.shape or not np.isfinite(boundaries).all() or np.any(np.diff(boundaries) < 0):
+        raise ValueError(f"boundaries_s must be [{len(edges)}], finite, and never fall")
     _check_settings(config, focus, duration_s)
     n = len(activation)
     uses_points = config.proposals != "thresholds"
@@ -107,12 +113,15 @@ def localize(
         peak = sub.max(0)[:, None]
         levels = np.where(peak > 0, levels * peak, np.inf)
     focus_levels = np.asarray(config.attention_thresholds, float)
-    proposals, scored, selected = [], [], points[:0]
+    found, selected = [], points[:0]
 
-    def add(group: Proposals, contrast: NDArray[np.float64], weight: float) -> None:
+    def add(group: Proposals, contrast: NDArray[np.float64], weight: float, at_s: NDArray[np.float64]) -> None:
         score = contrast + config.gamma * scores[chosen][group.class_index]
-        proposals.append(group)
-        scored.append(np.where(score > 0, weight * score, score))
+        times = (
+            np.clip(np.interp(position, np.arange(n + 1), at_s), 0.0, duration_s)
+            for position in (group.start, group.end)
+        )
+        found.append((group.class_index, np.where(score > 0, weight * score, score), *times))
 
     if uses_points:
         group = distinct(change_point_proposals(sub, focus, points, levels, focus_levels))
@@ -120,16 +129,13 @@ def localize(
         if config.max_segments is not None:
             group = segment_proposals(len(chosen), points, n, config.max_segments)
         beside = config.contrast == "neighbours"
-        add(group, neighbour_contrast(sub, group, points) if beside else outer_inner_contrast(sub, group, margin), 1.0)
+        contrast = neighbour_contrast(sub, group, points) if beside else outer_inner_contrast(sub, group, margin)
+        add(group, contrast, 1.0, boundaries)
     if config.proposals != "change_points":
         group = distinct(threshold_proposals(sub, focus, config.upsample, levels, focus_levels))
         weight = config.threshold_weight if uses_points else 1.0
-        add(group, outer_inner_contrast(sub, group, margin), weight)
-    class_index, start, end = (np.concatenate(column) for column in zip(*proposals, strict=True))
-    score = np.concatenate(scored)
-    start_s, end_s = (
-        np.clip(np.interp(position, np.arange(n + 1), edges), 0.0, duration_s) for position in (start, end)
-    )
+        add(group, outer_inner_contrast(sub, group, margin), weight, edges)
+    class_index, score, start_s, end_s = (np.concatenate(column) for column in zip(*found, strict=True))
     visible = end_s > start_s  # a proposal may lie wholly after the stated end of the video
     class_index = chosen[class_index][visible].astype(np.int64)
     score, start_s, end_s = score[visible], start_s[visible], end_s[visible]

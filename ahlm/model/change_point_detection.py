@@ -126,6 +126,11 @@ class ChangePointDetector(nn.Module):
         self.snippet_latent_size = z1
         self.reconstruction = nn.Sequential(nn.Linear(z1 + z, width), nn.ReLU(), nn.Linear(width, feature_dim))
 
+    @property
+    def lead(self) -> float:
+        """Snippets by which change-points come before boundaries: to level 2, t is a mean of `look_ahead` snippets."""
+        return (self.config.look_ahead - 1) / 2
+
     def standardise(self, features: Tensor) -> Tensor:
         """Features by the training statistics that `set_statistics` or `set_projection` stored."""
         if self.config.standardise == "slow":

@@ -73,9 +73,9 @@ def draw(predictor: Predictor, dataset: FeatureDataset, i: int, analysis: VideoA
             analysis.cas[:, best],
             predictor.classes[best],
             np.where(np.isfinite(ratio), ratio, np.nan),
-            edges_s[analysis.change_points],
-            edges_s[found.change_points],
-            edges_s[found.foreground_change_points],
+            analysis.boundaries_s[analysis.change_points],
+            analysis.boundaries_s[found.change_points],
+            analysis.boundaries_s[found.foreground_change_points],
         )
     )
 

@@ -144,6 +144,19 @@ def test_seconds_follow_the_edges_given() -> None:
     assert (found.start_s.tolist(), found.end_s.tolist()) == ([2.0], [16.0])
 
 
+def test_boundaries_move_what_change_points_bound_and_nothing_else() -> None:
+    spec = FeatureSpec()
+    np.testing.assert_allclose(spec.boundaries_s(8, 0.5) / 0.64, [0, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7.5, 8])
+    np.testing.assert_allclose(spec.boundaries_s(8, 0), EDGES)
+    later = spec.boundaries_s(8, 0.5)
+    assert segments(run(boundaries_s=later)) == [(0, 2.5, 5.5), (1, 5.5, 7.5)]
+    assert run(boundaries_s=later).score == pytest.approx(run().score)
+    thresholds = replace(ONE, proposals="thresholds")
+    assert segments(run(thresholds, boundaries_s=later)) == segments(run(thresholds))
+    # a boundary behind the last edge is that edge, and what lies behind it is nothing
+    assert segments(run(boundaries_s=spec.boundaries_s(8, 3), change_points=[2, 6])) == [(0, 5.0, 8.0)]
+
+
 @pytest.mark.parametrize("proposals", ["change_points", "both", "thresholds"])
 @pytest.mark.parametrize("suppression", ["hard", "soft"])
 def test_invariants(proposals: str, suppression: str) -> None:
@@ -202,6 +215,9 @@ def test_one_snippet() -> None:
         ({"attention": np.ones(7)}, r"attention must be \[8\], got \[7\]"),
         ({"edges_s": EDGES[:-1]}, r"edges_s must be \[9\], got \[8\]"),
         ({"edges_s": EDGES[::-1]}, "edges_s must increase"),
+        ({"boundaries_s": EDGES[:-1]}, r"boundaries_s must be \[9\], finite, and never fall"),
+        ({"boundaries_s": EDGES[::-1]}, "and never fall"),
+        ({"boundaries_s": np.full(9, np.nan)}, "finite"),
         ({"change_points": [5, 2]}, r"change_points must increase within 1 .. 7, got \[5, 2\]"),
         ({"change_points": [2, 2]}, "change_points must increase within 1 .. 7"),
         ({"change_points": [0, 2]}, "change_points must increase within 1 .. 7"),
