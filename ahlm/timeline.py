@@ -50,7 +50,7 @@ class FeatureSpec:
         The video's own first and last edge stay, and no boundary lies behind the last.
         """
         edges = np.arange(n_snippets + 1, dtype=np.float64)
-        return np.interp(np.append(0.0, edges[1:] + lead), edges, self.edges_s(n_snippets))
+        return np.asarray(np.interp(np.append(0.0, edges[1:] + lead), edges, self.edges_s(n_snippets)))
 
     def edge_position(self, seconds: float | NDArray[np.float64]) -> NDArray[np.float64]:
         """Position in snippets (fractional) of a time; the inverse of `edges_s`."""
