@@ -61,6 +61,8 @@ class DetectorConfig:
         beta0: beta at the start.
         beta_range: beta is clipped to this range.
         look_ahead: level 2 sees the mean of f1 over this many snippets, and boundaries are put at its middle.
+        both_directions: videos are also scanned from their end, and change-points of the two directions joined
+            (`ahlm/localization/directions.py`); training does not look at it.
         standardise: features are centred and divided by a deviation `per_dimension` or one `global` one; `slow`: they
             are projected on the directions that vary most against the noise between neighbouring snippets, the noise
             made white (`ahlm/data/slow_features.py`).
@@ -92,6 +94,7 @@ class DetectorConfig:
     beta0: float = 0.5
     beta_range: tuple[float, float] = (0.15, 0.9)
     look_ahead: int = 1
+    both_directions: bool = False
     standardise: Literal["per_dimension", "global", "slow"] = "per_dimension"
     slow_size: int = 16
     sigma: float = 1.0

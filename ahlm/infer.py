@@ -21,6 +21,7 @@ from ahlm.data.sampling import collate, sample_snippets_test
 from ahlm.errors import DataError
 from ahlm.evaluation.predictions import write_predictions
 from ahlm.localization import Localization, localize
+from ahlm.localization.directions import join_directions
 from ahlm.run_folder import FILES
 
 BATCH_SNIPPETS = 20_000  # snippets scanned together; bounds memory, and keeps short videos in large batches
@@ -44,7 +45,7 @@ class VideoAnalysis(NamedTuple):
         attention: foreground, context, background [n, 3].
         embedding: EFC's snippet embedding [n, width].
         change_points: detected edges, sorted, in 1 .. n-1; edge e lies between snippets e - 1 and e.
-        boundaries_s: seconds of the boundary that a change-point at each of the n + 1 edges marks.
+        boundaries_s: seconds of the boundaries that they mark, which may lie off the edges.
         kl_static: D_static of eq. 7 in nats [n], 0 at the first snippet.
         kl_change: D_change likewise.
     """
@@ -57,6 +58,10 @@ class VideoAnalysis(NamedTuple):
     boundaries_s: NDArray[np.float64]
     kl_static: NDArray[np.float32]
     kl_change: NDArray[np.float32]
+
+    def boundaries_at(self, change_points: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Seconds of the boundaries that some of the change-points mark."""
+        return self.boundaries_s[np.isin(self.change_points, change_points)]
 
 
 class Predictor:
@@ -112,7 +117,7 @@ class Predictor:
         refinement, edges_s = config.refinement, self.spec.edges_s(len(features))
         if change_points is not None:
             refinement = dataclasses.replace(refinement, enabled=False)
-            analysis = analysis._replace(change_points=change_points, boundaries_s=edges_s)
+            analysis = analysis._replace(change_points=change_points, boundaries_s=edges_s[change_points])
         return localize(
             analysis.cas,
             analysis.video_scores,
@@ -131,6 +136,10 @@ class Predictor:
         """Run both modules on a batch of videos [n_i, F], padded to the longest."""
         padded, lengths = (tensor.to(self.device) for tensor in collate(videos))
         scan = self.model.change_points(padded, lengths)
+        backward = None
+        if self.config.detector.both_directions:
+            turned, _ = collate([video[::-1] for video in videos])
+            backward = self.model.change_points(turned.to(self.device), lengths).change_points.cpu().numpy()
         sampled = [sample_snippets_test(len(video), self.config.classifier.n_snippets) for video in videos]
         snippets, n_sampled = (
             tensor.to(self.device)
@@ -145,14 +154,18 @@ class Predictor:
         analyses = []
         for i, (video, index) in enumerate(zip(videos, sampled, strict=True)):
             n, m = len(video), len(index)
+            edges, lead = np.flatnonzero(changes[i, :n]), self.model.detector.lead
+            positions = edges + lead
+            if backward is not None:
+                edges, positions = join_directions(edges, np.flatnonzero(backward[i, :n]), n, lead)
             analyses.append(
                 VideoAnalysis(
                     scores[i],
                     at_every_snippet(cas[i, :m], index, n),
                     at_every_snippet(attention[i, :m], index, n),
                     at_every_snippet(embedding[i, :m], index, n),
-                    np.flatnonzero(changes[i, :n]),
-                    self.spec.boundaries_s(n, self.model.detector.lead),
+                    edges,
+                    np.interp(positions, np.arange(n + 1), self.spec.edges_s(n)),
                     static[i, :n],
                     change[i, :n],
                 )
@@ -222,16 +235,17 @@ def predict(
     points: dict[str, dict[str, list[float]]] = {}
     for i, (video, analysis) in enumerate(zip(dataset.videos, analyses, strict=True)):
         given = true_edges(dataset, i) if oracle else None
-        boundaries_s = predictor.spec.edges_s(len(analysis.cas)) if oracle else analysis.boundaries_s
+        if given is not None:
+            boundaries_s = predictor.spec.edges_s(len(analysis.cas))[given]
+            analysis = analysis._replace(change_points=given, boundaries_s=boundaries_s)
         found = predictor.localize_analysis(dataset.features(i), analysis, video.duration_s, config, given)
         results[video.id] = [
             {"label": d.label, "score": d.score, "segment": [d.start_s, d.end_s]} for d in predictor.detections(found)
         ]
-        detected = analysis.change_points if given is None else given
         points[video.id] = {
-            "detected": boundaries_s[detected].tolist(),
-            "refined": boundaries_s[found.change_points].tolist(),
-            "foreground": boundaries_s[found.foreground_change_points].tolist(),
+            "detected": analysis.boundaries_s.tolist(),
+            "refined": analysis.boundaries_at(found.change_points).tolist(),
+            "foreground": analysis.boundaries_at(found.foreground_change_points).tolist(),
         }
     extra = {
         "features": vars(predictor.spec),

@@ -44,14 +44,6 @@ class FeatureSpec:
         edges = np.arange(n_snippets + 1, dtype=np.float64)
         return (edges * self.stride + (self.window - self.stride) / 2) / self.fps
 
-    def boundaries_s(self, n_snippets: int, lead: float) -> NDArray[np.float64]:
-        """Seconds of the boundaries that change-points at the `n_snippets + 1` edges mark, `lead` snippets behind them.
-
-        The video's own first and last edge stay, and no boundary lies behind the last.
-        """
-        edges = np.arange(n_snippets + 1, dtype=np.float64)
-        return np.asarray(np.interp(np.append(0.0, edges[1:] + lead), edges, self.edges_s(n_snippets)))
-
     def edge_position(self, seconds: float | NDArray[np.float64]) -> NDArray[np.float64]:
         """Position in snippets (fractional) of a time; the inverse of `edges_s`."""
         return np.asarray((np.asarray(seconds) * self.fps - (self.window - self.stride) / 2) / self.stride)

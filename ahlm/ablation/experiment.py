@@ -56,7 +56,7 @@ class Experiment:
         self._truth, self._ground_truth = boundaries(scored), scored.ground_truth("test")
         self._classes = {segment.label for video in scored.videos for segment in video.segments}
         self._fitted: dict[str, Fitted] = {}
-        self._analyses: dict[tuple[str, str], tuple[Predictor, list[VideoAnalysis]]] = {}
+        self._analyses: dict[tuple[str, str, bool], tuple[Predictor, list[VideoAnalysis]]] = {}
 
     def row_path(self, row: Row, seed: int) -> Path:
         """File of a row's result, named after all that it depends on."""
@@ -111,7 +111,8 @@ class Experiment:
 
     def _analysed(self, config: Config, plain_mil: bool) -> tuple[Predictor, list[VideoAnalysis]]:
         """The scored videos under the two trainings that a row needs; rows of one seed share them."""
-        key = (self.trainings.key(config, "classifier", plain_mil), self.trainings.key(config, "detector"))
+        parts = (self.trainings.key(config, "classifier", plain_mil), self.trainings.key(config, "detector"))
+        key = (*parts, config.detector.both_directions)
         if key not in self._analyses:
             predictor = Predictor(self.trainings.checkpoint(config, plain_mil), self.device)
             self._analyses[key] = (predictor, predictor.analyse_dataset(self.scored, progress=False))
@@ -144,6 +145,6 @@ class Experiment:
     ) -> list[VideoAnalysis]:
         spec = self.scored.spec
         return [
-            a._replace(change_points=p, boundaries_s=spec.edges_s(len(a.cas)))
+            a._replace(change_points=p, boundaries_s=spec.edges_s(len(a.cas))[p])
             for a, p in zip(analyses, points, strict=True)
         ]

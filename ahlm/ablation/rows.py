@@ -26,6 +26,7 @@ LITERAL: Mapping[str, Any] = {
     "detector.decode": "segment",
     "detector.refractory": 0,
     "detector.posterior_width": "per_snippet",
+    "detector.both_directions": False,
 }
 # arXiv 2104.02967, section 4.1, and its official code
 ACM_NET: Mapping[str, Any] = {
@@ -147,6 +148,8 @@ def _reading(config: Config) -> list[Row]:
 def _steps() -> list[Row]:
     """The other parts of the method, switched one at a time."""
     choices: dict[str, dict[str, Any]] = {
+        "one direction": {"detector.both_directions": False},
+        "both directions": {"detector.both_directions": True},
         "beta constant": {"detector.alpha": 0.0, "detector.alpha_down": None},
         "no reset": {"detector.reset": False},
         "no LCS step": {"refinement.enabled": False},

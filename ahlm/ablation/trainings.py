@@ -71,6 +71,7 @@ class Trainings:
         if part == "detector" or shared:
             used |= {name: values[name] for name in ("detector", "detector_optim", "detector_weight")}
             used["width"] = config.classifier.width
+            used["detector"].pop("both_directions")  # no matter of training
         return ("both" if shared else part) + "-" + hashed(used)
 
     def checkpoint(self, config: Config, plain_mil: bool = False) -> Checkpoint:
@@ -80,9 +81,8 @@ class Trainings:
             Interrupted: a signal came; the next call goes on from there.
         """
         classifier = self._trained(config, "classifier", plain_mil)
-        if config.detector.shared_embedding:
-            return classifier
-        classifier.model.detector = self._trained(config, "detector", False).model.detector
+        if not config.detector.shared_embedding:
+            classifier.model.detector = self._trained(config, "detector", False).model.detector
         return dataclasses.replace(classifier, config=config)
 
     def _trained(self, config: Config, part: str, plain_mil: bool) -> Checkpoint:

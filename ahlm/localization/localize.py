@@ -73,8 +73,8 @@ def localize(
         config: classes, proposals, scores, suppression.
         refinement: the LCS step.
         similarity_features: what the LCS step compares [n, F]; may be none where that step is off.
-        boundaries_s: seconds of the boundary that a change-point at each of the n + 1 edges marks, for a detector that
-            is early or late; none: `edges_s`.
+        boundaries_s: seconds of the boundaries that the change-points mark [P], for a detector that is early or late or
+            finer than a snippet; none: the seconds of their edges.
 
     Raises:
         ValueError: shapes that do not fit, values that are not finite, change-points unsorted or out of range,
@@ -89,9 +89,11 @@ def localize(
         ([0.64], [1.92], [1, 3])
     """
     activation, scores, focus, points, edges = _checked(cas, video_scores, attention, change_points, edges_s)
-    boundaries = edges if boundaries_s is None else np.asarray(boundaries_s, np.float64)
-    if boundaries.shape != edges.shape or not np.isfinite(boundaries).all() or np.any(np.diff(boundaries) < 0):
-        raise ValueError(f"boundaries_s must be [{len(edges)}], finite, and never fall")
+    boundaries = edges[points] if boundaries_s is None else np.asarray(boundaries_s, np.float64)
+    if boundaries.shape != points.shape or not np.isfinite(boundaries).all() or np.any(np.diff(boundaries) < 0):
+        raise ValueError(f"boundaries_s must be [{len(points)}], finite, and never fall")
+    bounds_s = edges.copy()
+    bounds_s[points] = boundaries
     _check_settings(config, focus, duration_s)
     n = len(activation)
     uses_points = config.proposals != "thresholds"
@@ -130,7 +132,7 @@ def localize(
             group = segment_proposals(len(chosen), points, n, config.max_segments)
         beside = config.contrast == "neighbours"
         contrast = neighbour_contrast(sub, group, points) if beside else outer_inner_contrast(sub, group, margin)
-        add(group, contrast, 1.0, boundaries)
+        add(group, contrast, 1.0, bounds_s)
     if config.proposals != "change_points":
         group = distinct(threshold_proposals(sub, focus, config.upsample, levels, focus_levels))
         weight = config.threshold_weight if uses_points else 1.0

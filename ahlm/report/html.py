@@ -73,9 +73,9 @@ def draw(predictor: Predictor, dataset: FeatureDataset, i: int, analysis: VideoA
             analysis.cas[:, best],
             predictor.classes[best],
             np.where(np.isfinite(ratio), ratio, np.nan),
-            analysis.boundaries_s[analysis.change_points],
-            analysis.boundaries_s[found.change_points],
-            analysis.boundaries_s[found.foreground_change_points],
+            analysis.boundaries_s,
+            analysis.boundaries_at(found.change_points),
+            analysis.boundaries_at(found.foreground_change_points),
         )
     )
 

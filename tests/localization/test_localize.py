@@ -145,16 +145,13 @@ def test_seconds_follow_the_edges_given() -> None:
 
 
 def test_boundaries_move_what_change_points_bound_and_nothing_else() -> None:
-    spec = FeatureSpec()
-    np.testing.assert_allclose(spec.boundaries_s(8, 0.5) / 0.64, [0, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7.5, 8])
-    np.testing.assert_allclose(spec.boundaries_s(8, 0), EDGES)
-    later = spec.boundaries_s(8, 0.5)
-    assert segments(run(boundaries_s=later)) == [(0, 2.5, 5.5), (1, 5.5, 7.5)]
+    later = np.array([2.5, 5.25, 8]) * 0.64
+    assert segments(run(boundaries_s=later)) == [(0, 2.5, 5.25), (1, 5.25, 8.0)]
     assert run(boundaries_s=later).score == pytest.approx(run().score)
     thresholds = replace(ONE, proposals="thresholds")
     assert segments(run(thresholds, boundaries_s=later)) == segments(run(thresholds))
-    # a boundary behind the last edge is that edge, and what lies behind it is nothing
-    assert segments(run(boundaries_s=spec.boundaries_s(8, 3), change_points=[2, 6])) == [(0, 5.0, 8.0)]
+    # what a boundary at the video's end leaves behind it is nothing
+    assert segments(run(boundaries_s=[5 * 0.64, 8 * 0.64], change_points=[2, 6])) == [(0, 5.0, 8.0)]
 
 
 @pytest.mark.parametrize("proposals", ["change_points", "both", "thresholds"])
@@ -215,9 +212,9 @@ def test_one_snippet() -> None:
         ({"attention": np.ones(7)}, r"attention must be \[8\], got \[7\]"),
         ({"edges_s": EDGES[:-1]}, r"edges_s must be \[9\], got \[8\]"),
         ({"edges_s": EDGES[::-1]}, "edges_s must increase"),
-        ({"boundaries_s": EDGES[:-1]}, r"boundaries_s must be \[9\], finite, and never fall"),
-        ({"boundaries_s": EDGES[::-1]}, "and never fall"),
-        ({"boundaries_s": np.full(9, np.nan)}, "finite"),
+        ({"boundaries_s": EDGES}, r"boundaries_s must be \[3\], finite, and never fall"),
+        ({"boundaries_s": [3.0, 2.0, 1.0]}, "and never fall"),
+        ({"boundaries_s": np.full(3, np.nan)}, "finite"),
         ({"change_points": [5, 2]}, r"change_points must increase within 1 .. 7, got \[5, 2\]"),
         ({"change_points": [2, 2]}, "change_points must increase within 1 .. 7"),
         ({"change_points": [0, 2]}, "change_points must increase within 1 .. 7"),

@@ -1,0 +1,40 @@
+"""Change-points of a video read from its start and from its end, as one list."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+REACH = 2.0  # snippets within which two change-points, one of each direction, are one
+
+
+def join_directions(
+    forward: NDArray[np.int64], backward: NDArray[np.int64], n: int, lead: float
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Edges and boundaries of both directions, each pair within `REACH` as one, in the middle.
+
+    A detector that reads on has its change-points a little early, or, where two lie close together, sees the first
+    alone; read backwards it errs the other way. The nearest pairs are joined first.
+
+    Args:
+        forward: sorted edges in 1 .. n-1.
+        backward: sorted edges of the same video in reverse order, so edge e is edge n - e here.
+        n: snippets of the video.
+        lead: snippets by which change-points come before their boundaries.
+
+    Returns:
+        Edges [P], strictly increasing in 1 .. n-1, and the positions of their boundaries [P] in snippets, not falling.
+    """
+    ahead, behind = forward + lead, (n - backward - lead)[::-1]
+    first, last = np.searchsorted(behind, ahead - REACH), np.searchsorted(behind, ahead + REACH, side="right")
+    i = np.repeat(np.arange(len(ahead)), last - first)
+    j = np.arange(len(i)) - np.repeat(np.cumsum(last - first) - last, last - first)
+    taken_i, taken_j = np.zeros(len(ahead), bool), np.zeros(len(behind), bool)
+    joined = []
+    for k in np.argsort(np.abs(ahead[i] - behind[j]), kind="stable"):
+        if not (taken_i[i[k]] or taken_j[j[k]]):
+            taken_i[i[k]] = taken_j[j[k]] = True
+            joined.append((ahead[i[k]] + behind[j[k]]) / 2)
+    positions = np.sort(np.concatenate([joined, ahead[~taken_i], behind[~taken_j]]))
+    edges, kept = np.unique(np.clip(np.floor(positions + 0.5), 1, max(1, n - 1)).astype(np.int64), return_index=True)
+    return edges, positions[kept]
