@@ -107,7 +107,7 @@ def new_model(dataset: FeatureDataset, config: Config) -> AHLM:
         model.set_squash(*feature_statistics(dataset))
 
     def read(video: NDArray[np.float32]) -> NDArray[np.float32]:
-        return model.read(torch.from_numpy(video)).numpy()
+        return model.read(torch.tensor(video)).numpy()
 
     if config.detector.standardise == "slow":
         mean, projection = slow_projection(dataset, config.detector.slow_size, read)

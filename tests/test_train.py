@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import ahlm
+from ahlm.ablation.rows import replaced
 from ahlm.arguments import config_from, config_mapping, config_parser, load_recipe, parse, recipes
 from ahlm.checkpoint import Checkpoint, load_state, load_weights, save_weights
 from ahlm.config import ClassifierConfig, Config, DetectorConfig, OptimConfig
@@ -551,3 +552,21 @@ def test_load_is_public() -> None:
     assert ahlm.load is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = ahlm.nothing  # type: ignore[attr-defined]
+
+
+def test_squash_is_by_the_training_statistics_and_reads_what_it_may_not_write() -> None:
+    config = replaced(load_recipe("demo"), {"squash": True, "detector.standardise": "slow", "detector.slow_size": 4})
+    demo, videos = demo_dataset("train"), []
+    for i, video in enumerate(demo.videos):
+        features = 3 * demo.features(i) + 2
+        features.flags.writeable = False  # as memory-mapped files are
+        videos.append(dataclasses.replace(video, source=features))
+    dataset = FeatureDataset(videos, demo.classes, demo.spec)
+    model = new_model(dataset, config)
+    everything = np.concatenate([dataset.features(i) for i in range(len(dataset))])
+    np.testing.assert_allclose(model.squash_mean, everything.mean(0), atol=1e-4)
+    np.testing.assert_allclose(model.squash_scale, everything.std(0), rtol=5e-3)
+    seen = model.read(torch.tensor(everything))
+    assert seen.abs().max() <= 1
+    # the detector's own centre is that of what it reads
+    np.testing.assert_allclose(model.detector.feature_mean, seen.mean(0), atol=1e-4)
