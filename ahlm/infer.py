@@ -23,6 +23,7 @@ from ahlm.evaluation.predictions import write_predictions
 from ahlm.localization import Localization, localize
 from ahlm.localization.directions import join_directions
 from ahlm.run_folder import FILES
+from ahlm.timeline import FeatureSpec
 
 BATCH_SNIPPETS = 20_000  # snippets scanned together; bounds memory, and keeps short videos in large batches
 
@@ -58,6 +59,10 @@ class VideoAnalysis(NamedTuple):
     boundaries_s: NDArray[np.float64]
     kl_static: NDArray[np.float32]
     kl_change: NDArray[np.float32]
+
+    def with_change_points(self, change_points: NDArray[np.int64], spec: FeatureSpec) -> VideoAnalysis:
+        """The same with other change-points, which mark the edges they are at."""
+        return self._replace(change_points=change_points, boundaries_s=spec.edges_s(len(self.cas))[change_points])
 
     def boundaries_at(self, change_points: NDArray[np.int64]) -> NDArray[np.float64]:
         """Seconds of the boundaries that some of the change-points mark."""
@@ -111,23 +116,18 @@ class Predictor:
         analysis: VideoAnalysis,
         duration_s: float | None,
         config: Config,
-        change_points: NDArray[np.int64] | None = None,
     ) -> Localization:
-        """METHOD 4 on an analysed video; `change_points` replace the detected ones and skip the LCS step (oracle)."""
-        refinement, edges_s = config.refinement, self.spec.edges_s(len(features))
-        if change_points is not None:
-            refinement = dataclasses.replace(refinement, enabled=False)
-            analysis = analysis._replace(change_points=change_points, boundaries_s=edges_s[change_points])
+        """METHOD 4 on an analysed video."""
         return localize(
             analysis.cas,
             analysis.video_scores,
             analysis.attention[:, 0],
             analysis.change_points,
-            edges_s,
+            self.spec.edges_s(len(features)),
             self.spec.duration_s(len(features)) if duration_s is None else duration_s,
             config=config.localization,
-            refinement=refinement,
-            similarity_features=analysis.embedding if refinement.similarity == "embedding" else features,
+            refinement=config.refinement,
+            similarity_features=analysis.embedding if config.refinement.similarity == "embedding" else features,
             boundaries_s=analysis.boundaries_s,
         )
 
@@ -227,18 +227,18 @@ def predict(
         dataset: the videos.
         analyses: of `analyse_dataset`, when they are at hand already.
         config: replaces the predictor's (refinement and localisation).
-        oracle: true boundaries instead of detected change-points; evaluation only.
+        oracle: true boundaries instead of detected change-points, all of which the LCS step leaves; evaluation only.
     """
     config = config or predictor.config
+    if oracle:
+        config = dataclasses.replace(config, refinement=dataclasses.replace(config.refinement, enabled=False))
     analyses = analyses if analyses is not None else predictor.analyse_dataset(dataset)
     results: dict[str, list[dict[str, Any]]] = {}
     points: dict[str, dict[str, list[float]]] = {}
     for i, (video, analysis) in enumerate(zip(dataset.videos, analyses, strict=True)):
-        given = true_edges(dataset, i) if oracle else None
-        if given is not None:
-            boundaries_s = predictor.spec.edges_s(len(analysis.cas))[given]
-            analysis = analysis._replace(change_points=given, boundaries_s=boundaries_s)
-        found = predictor.localize_analysis(dataset.features(i), analysis, video.duration_s, config, given)
+        if oracle:
+            analysis = analysis.with_change_points(true_edges(dataset, i), predictor.spec)
+        found = predictor.localize_analysis(dataset.features(i), analysis, video.duration_s, config)
         results[video.id] = [
             {"label": d.label, "score": d.score, "segment": [d.start_s, d.end_s]} for d in predictor.detections(found)
         ]

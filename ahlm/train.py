@@ -103,12 +103,14 @@ def new_model(dataset: FeatureDataset, config: Config) -> AHLM:
     """An untrained model for a data set, its weights drawn from the seed."""
     torch.manual_seed(config.seed)
     model = AHLM(dataset.feature_dim, len(dataset.classes), config.detector, config.classifier, config.squash)
-    if config.squash:
-        model.set_squash(*feature_statistics(dataset))
 
-    def read(video: NDArray[np.float32]) -> NDArray[np.float32]:
+    def squashed(video: NDArray[np.float32]) -> NDArray[np.float32]:
         return model.read(torch.tensor(video)).numpy()
 
+    read: Read = as_they_are
+    if config.squash:
+        model.set_squash(*feature_statistics(dataset))
+        read = squashed
     if config.detector.standardise == "slow":
         mean, projection = slow_projection(dataset, config.detector.slow_size, read)
         model.detector.set_projection(torch.from_numpy(mean).float(), torch.from_numpy(projection).float())

@@ -143,8 +143,4 @@ class Experiment:
     def _replaced(
         self, analyses: Sequence[VideoAnalysis], points: Sequence[np.ndarray[Any, Any]]
     ) -> list[VideoAnalysis]:
-        spec = self.scored.spec
-        return [
-            a._replace(change_points=p, boundaries_s=spec.edges_s(len(a.cas))[p])
-            for a, p in zip(analyses, points, strict=True)
-        ]
+        return [a.with_change_points(p, self.scored.spec) for a, p in zip(analyses, points, strict=True)]
