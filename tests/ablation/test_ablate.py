@@ -79,6 +79,10 @@ def test_tables_share_one_detector_and_four_classifiers(done: Path) -> None:
     text = (done / "validation.md").read_text()
     assert "## table3" in text
     assert "35 instances of 3 classes in 8 videos" in text
+
+
+def test_the_picture_is_an_extra(done: Path) -> None:
+    pytest.importorskip("matplotlib")
     assert (done / "validation.svg").read_text().startswith("<?xml")
 
 
