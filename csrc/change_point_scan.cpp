@@ -73,8 +73,9 @@ void change_point_scan(const ScanSizes& sizes, const ChangePointRules& rules, co
   Packed packed{{}, make_buffer(0), make_buffer(0), make_buffer(0), make_buffer(0), make_buffer(0)};
   const ChangePointJob job = make_job(sizes, rules, input, output, chosen.panel, false, packed);
   const ScanPlan plan = plan_tiles(input.lengths, sizes, kTile, n_threads);
-  run_tiles(plan, n_threads, chosen.forward_floats(job, plan.largest),
-            [&](const ScanTile& tile, float* scratch) { chosen.forward(job, tile, scratch); });
+  const bool is_wide = 3 * sizes.state * (sizes.state + sizes.latent) >= kHelpFrom;
+  run_tiles(plan, n_threads, chosen.forward_floats(job, plan.largest), is_wide ? chosen.help : nullptr,
+            [&](const ScanTile& tile, ScanHelper* helper, float* scratch) { chosen.forward(job, tile, helper, scratch); });
 }
 
 void change_point_scan_backward(const ScanSizes& s, const ChangePointRules& rules, const ChangePointInput& input,

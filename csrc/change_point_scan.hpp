@@ -77,7 +77,8 @@ struct ChangePointJob {
 struct ChangePointKernel {
   std::int64_t panel;
   std::int64_t (*forward_floats)(const ChangePointJob&, std::int64_t tile);
-  void (*forward)(const ChangePointJob&, const ScanTile&, float* scratch);
+  void (*forward)(const ChangePointJob&, const ScanTile&, ScanHelper*, float* scratch);
+  void (*help)(ScanHelper&);
   std::int64_t (*backward_floats)(const ChangePointJob&, std::int64_t tile);
   void (*backward)(const ChangePointJob&, const ScanTile&, const ChangePointSums&, float* scratch);
 };

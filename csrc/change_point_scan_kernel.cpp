@@ -228,7 +228,7 @@ void clear_padding(const ChangePointJob& job, std::int64_t video) {
   clear(o.state + from * s.state, n * s.state);
 }
 
-void forward(const ChangePointJob& job, const ScanTile& tile, float* scratch) {
+void forward(const ChangePointJob& job, const ScanTile& tile, ScanHelper* helper, float* scratch) {
   const ScanSizes& s = job.sizes;
   const bool has_state = uses_state(job);
   Forward f;
@@ -241,13 +241,13 @@ void forward(const ChangePointJob& job, const ScanTile& tile, float* scratch) {
     const std::int64_t n_rows = running(job, tile, t + 1);
     if (n_rows == 0) return;
     if (has_state) {
-      gru_products(s, job.weights.gru, n_rows, f.v, f.d, f.from_input, f.from_state);
+      gru_products(s, job.weights.gru, n_rows, f.v, f.d, f.from_input, f.from_state, helper);
       for (std::int64_t r = 0; r < n_rows; ++r)
         gru_row<false>(s.state_pad, f.from_input + r * s.gate_row, f.from_state + r * s.gate_row, f.d + r * s.state_row,
                        f.next + r * s.state_row);
       if (job.weights.head_segments)
-        multiply(n_rows, job.weights.head_segments * s.latent_pad, s.state, dense(f.next, s.state_row),
-                 packed(job.weights.heads, s.state), f.heads, job.weights.head_row, From::zero);
+        multiply_all(helper, {{n_rows, job.weights.head_segments * s.latent_pad, s.state, dense(f.next, s.state_row),
+                               packed(job.weights.heads, s.state), f.heads, job.weights.head_row, From::zero, nullptr}});
     }
     for (std::int64_t r = 0; r < n_rows; ++r) {
       const std::int64_t out = tile.videos[r] * s.snippets + t;
@@ -545,5 +545,5 @@ namespace ahlm {
 #define AHLM_JOIN(a, b) a##b
 #define AHLM_NAME(level) AHLM_JOIN(change_point_kernel_, level)
 extern const ChangePointKernel AHLM_NAME(AHLM_LEVEL);
-const ChangePointKernel AHLM_NAME(AHLM_LEVEL){kPanel, forward_floats, forward, backward_floats, backward};
+const ChangePointKernel AHLM_NAME(AHLM_LEVEL){kPanel, forward_floats, forward, help, backward_floats, backward};
 }  // namespace ahlm

@@ -38,6 +38,33 @@ std::vector<std::string> find_instruction_sets() {
 #endif
 }
 
+std::atomic<ThreadPool> pool{nullptr};
+
+// Calls run(thread) on `wanted` threads at once, or on fewer where the system has no more to give.
+void run_threads(std::size_t wanted, unsigned n_threads, const std::function<void(std::size_t)>& run) {
+  struct Team {
+    std::size_t wanted;
+    const std::function<void(std::size_t)>& run;
+    std::atomic<std::size_t> arrived{0};
+  } team{wanted, run};
+  const auto join = [](void* given) {
+    Team& own = *static_cast<Team*>(given);
+    const std::size_t thread = own.arrived++;
+    if (thread < own.wanted) own.run(thread);
+  };
+  const ThreadPool given = pool;
+  // always as many threads as the pool has: it would end those that are not asked for
+  if (wanted > 1 && given) return given(join, &team, n_threads, 0);
+  std::vector<std::thread> others;
+  try {
+    while (others.size() + 1 < wanted) others.emplace_back(join, &team);
+  } catch (const std::system_error&) {
+    // fewer do the same work
+  }
+  join(&team);
+  for (std::thread& other : others) other.join();
+}
+
 std::atomic<std::size_t>& chosen() {
   static std::atomic<std::size_t> index{scan_instruction_sets().size() - 1};
   return index;
@@ -49,6 +76,8 @@ const std::vector<std::string>& scan_instruction_sets() {
   static const std::vector<std::string> sets = find_instruction_sets();
   return sets;
 }
+
+void set_thread_pool(ThreadPool parallel) { pool = parallel; }
 
 std::size_t scan_instruction_set_index() {
   if (scan_instruction_sets().empty()) throw std::runtime_error("the compiled scans need x86-64-v2");
@@ -171,18 +200,9 @@ ScanPlan plan_tiles(const std::int64_t* lengths, const ScanSizes& sizes, std::in
 void run_tasks(std::size_t n_tasks, unsigned n_threads,
                const std::function<void(std::size_t, std::size_t)>& run) {
   std::atomic<std::size_t> next{0};
-  const auto work = [&](std::size_t thread) {
+  run_threads(std::min<std::size_t>(n_threads, n_tasks), n_threads, [&](std::size_t thread) {
     for (std::size_t task; (task = next++) < n_tasks;) run(task, thread);
-  };
-  std::vector<std::thread> others;
-  const std::size_t count = std::min<std::size_t>(n_threads, n_tasks);
-  try {
-    for (std::size_t thread = 1; thread < count; ++thread) others.emplace_back(work, thread);
-  } catch (const std::system_error&) {
-    // the system has no more threads to give: fewer do the same work
-  }
-  work(0);
-  for (std::thread& other : others) other.join();
+  });
 }
 
 SumPieces make_sums(std::size_t n_groups, const std::vector<std::int64_t>& floats) {
@@ -207,10 +227,22 @@ void run_groups(const ScanPlan& plan, std::size_t n_groups, unsigned n_threads, 
   });
 }
 
-void run_tiles(const ScanPlan& plan, unsigned n_threads, std::int64_t scratch_floats,
-               const std::function<void(const ScanTile&, float*)>& run) {
-  run_groups(plan, plan.tiles.size(), n_threads, scratch_floats,
-             [&](const ScanTile& tile, std::size_t, float* scratch) { run(tile, scratch); });
+void run_tiles(const ScanPlan& plan, unsigned n_threads, std::int64_t scratch_floats, void (*help)(ScanHelper&),
+               const std::function<void(const ScanTile&, ScanHelper*, float*)>& run) {
+  const std::size_t n_tiles = plan.tiles.size(), n_scans = std::min<std::size_t>(n_threads, n_tiles);
+  const bool helped = help && 2 * n_tiles <= n_threads;
+  std::vector<ScanHelper> helpers(helped ? n_tiles : 0);
+  for (ScanHelper& helper : helpers) helper.yield = std::this_thread::yield;
+  std::vector<Buffer> scratch;
+  for (std::size_t i = 0; i < n_scans; ++i) scratch.push_back(make_buffer(scratch_floats));
+  std::atomic<std::size_t> next{0};
+  run_threads(n_scans + helpers.size(), n_threads, [&](std::size_t thread) {
+    if (thread >= n_scans) return help(helpers[thread - n_scans]);
+    for (std::size_t tile; (tile = next++) < n_tiles;) {
+      run(plan.tiles[tile], helped ? &helpers[tile] : nullptr, scratch[thread].get());
+      if (helped) __atomic_store_n(&helpers[tile].given, ScanHelper::kEnd, __ATOMIC_RELEASE);
+    }
+  });
 }
 
 }  // namespace ahlm

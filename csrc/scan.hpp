@@ -61,9 +61,15 @@ SumPieces make_sums(std::size_t n_groups, const std::vector<std::int64_t>& float
 // Runs every tile of a group, in order, into the sums of that group.
 void run_groups(const ScanPlan& plan, std::size_t n_groups, unsigned n_threads, std::int64_t scratch_floats,
                 const std::function<void(const ScanTile&, std::size_t, float*)>& run);
-// Runs every tile.
-void run_tiles(const ScanPlan& plan, unsigned n_threads, std::int64_t scratch_floats,
-               const std::function<void(const ScanTile&, float*)>& run);
+// Runs every tile; where there are two threads for each, the second is in `help`, unless that is null.
+void run_tiles(const ScanPlan& plan, unsigned n_threads, std::int64_t scratch_floats, void (*help)(ScanHelper&),
+               const std::function<void(const ScanTile&, ScanHelper*, float*)>& run);
+constexpr std::int64_t kHelpFrom = 1 << 16;  // multiply-adds of a video's step from which on help pays
+
+// OpenMP's fork and join as GCC calls it: function, its argument, threads, flags. After an operator of its own, torch's
+// threads stay on their cores for milliseconds, looking for work; threads beside them would get half of a core.
+using ThreadPool = void (*)(void (*)(void*), void*, unsigned, unsigned);
+void set_thread_pool(ThreadPool parallel);  // null: threads of our own, a call
 
 // Builds that this machine can run, the best last ("x86-64-v2", ... or "portable"); none: no scan.
 const std::vector<std::string>& scan_instruction_sets();

@@ -228,6 +228,9 @@ void register_scans(py::module_& m) {
   m.def("snippet_scan", &snippet_scan, py::arg("inputs"), py::arg("outputs"), py::arg("n_threads"));
   m.def("snippet_scan_backward", &snippet_scan_backward, py::arg("inputs"), py::arg("outputs"), py::arg("gradients"),
         py::arg("found"), py::arg("n_threads"));
+  m.def("set_thread_pool", [](std::uintptr_t address) {
+    ahlm::set_thread_pool(reinterpret_cast<ahlm::ThreadPool>(address));
+  }, py::arg("address"));
   m.def("scan_instruction_sets", &ahlm::scan_instruction_sets);
   m.def("scan_instruction_set", &ahlm::scan_instruction_set);
   m.def("set_scan_instruction_set", &ahlm::set_scan_instruction_set, py::arg("name"));

@@ -1,8 +1,7 @@
 // The GRU cell of both scans for the rows of a tile; gates in the order reset, update, candidate, as torch has them.
 #pragma once
 
-#include "scan_types.hpp"
-#include "scan_vector.hpp"
+#include "scan_pair.hpp"
 
 namespace {
 
@@ -12,12 +11,12 @@ using ahlm::ScanSizes;
 
 // what the input and the state give the gates, before the nonlinearities: [rows, gate_row] each
 inline void gru_products(const ScanSizes& s, const GruWeights& w, std::int64_t n_rows, const float* v, const float* d,
-                         float* from_input, float* from_state) {
+                         float* from_input, float* from_state, ScanHelper* helper = nullptr) {
   const std::int64_t width = 3 * s.state_pad;
-  multiply(n_rows, width, s.latent, dense(v, s.latent_row), packed(w.input, s.latent), from_input, s.gate_row,
-           From::bias, w.input_bias);
-  multiply(n_rows, width, s.state, dense(d, s.state_row), packed(w.state, s.state), from_state, s.gate_row, From::bias,
-           w.state_bias);
+  multiply_all(helper, {{n_rows, width, s.latent, dense(v, s.latent_row), packed(w.input, s.latent), from_input,
+                         s.gate_row, From::bias, w.input_bias},
+                        {n_rows, width, s.state, dense(d, s.state_row), packed(w.state, s.state), from_state,
+                         s.gate_row, From::bias, w.state_bias}});
 }
 
 // the next state; the gates themselves replace `x` where the reverse scan wants them

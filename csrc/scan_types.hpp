@@ -27,4 +27,16 @@ struct ScanTile {
   std::int64_t count;
 };
 
+// A second thread that takes half of the matrix products of the thread that scans a tile, one turn after another. A
+// turn's second half is `taken` by whoever comes first: a helper that the system lets wait holds nobody up.
+struct ScanHelper {
+  static constexpr std::uint64_t kEnd = ~std::uint64_t{0};
+  alignas(64) std::uint64_t given;  // kEnd: the helper may go
+  alignas(64) std::uint64_t taken;
+  alignas(64) std::uint64_t done;
+  const void* products;
+  std::int64_t n_products;
+  void (*yield)();
+};
+
 }  // namespace ahlm

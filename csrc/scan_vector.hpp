@@ -246,6 +246,26 @@ inline void multiply(std::int64_t height, std::int64_t width, std::int64_t depth
     }
 }
 
+struct Product {  // arguments of `multiply`
+  std::int64_t height, width, depth;
+  Left a;
+  Right w;
+  float* c;
+  std::int64_t c_row;
+  From from;
+  const float* bias;
+};
+// one of `parts` equal shares of the panels of each product
+inline void multiply_share(const Product* products, std::int64_t count, std::int64_t part, std::int64_t parts) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    const Product& p = products[i];
+    const std::int64_t panels = (p.width + kPanel - 1) / kPanel, begin = panels * part / parts;
+    const std::int64_t end = panels * (part + 1) / parts, n = begin * kPanel;
+    multiply(p.height, (end - begin) * kPanel, p.depth, p.a, {p.w.data + begin * p.w.panel, p.w.panel, p.w.step},
+             p.c + n, p.c_row, p.from, p.bias ? p.bias + n : nullptr);
+  }
+}
+
 AHLM_INLINE Left dense(const float* data, std::int64_t row) { return {data, row, 1}; }
 AHLM_INLINE Left transposed(const float* data, std::int64_t row) { return {data, 1, row}; }
 AHLM_INLINE Right packed(const float* data, std::int64_t depth) { return {data, depth * kPanel, kPanel}; }

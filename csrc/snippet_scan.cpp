@@ -52,8 +52,8 @@ void snippet_scan(const ScanSizes& sizes, const SnippetInput& input, unsigned n_
   Packed packed{{}, make_buffer(0), make_buffer(0), make_buffer(0)};
   const SnippetJob job = make_job(sizes, input, output, chosen.panel, false, packed);
   const ScanPlan plan = plan_tiles(input.lengths, sizes, kTile, n_threads);
-  run_tiles(plan, n_threads, chosen.forward_floats(job, plan.largest),
-            [&](const ScanTile& tile, float* scratch) { chosen.forward(job, tile, scratch); });
+  run_tiles(plan, n_threads, chosen.forward_floats(job, plan.largest), nullptr,
+            [&](const ScanTile& tile, ScanHelper*, float* scratch) { chosen.forward(job, tile, scratch); });
 }
 
 void snippet_scan_backward(const ScanSizes& s, const SnippetInput& input, const SnippetOutput& output,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -24,6 +26,20 @@ except ImportError:  # installed without a C++ compiler
     _core = None
 # compilers without vector types (MSVC) build the rest of the core
 core: Any = _core if hasattr(_core, "change_point_scan") else None
+
+
+def torch_threads() -> int:
+    """Address of the fork and join of the OpenMP library that torch runs on; 0: it has another, or none."""
+    library = next(iter((Path(torch.__file__).parent / "lib").glob("libgomp*")), "libgomp.so.1")
+    try:
+        loaded = ctypes.CDLL(str(library), mode=os.RTLD_NOLOAD)
+        return ctypes.cast(loaded.GOMP_parallel, ctypes.c_void_p).value or 0
+    except (OSError, AttributeError):
+        return 0
+
+
+if core is not None:
+    core.set_thread_pool(torch_threads())
 
 
 def choose_backend(backend: str, precision: str, tensor: Tensor) -> str:

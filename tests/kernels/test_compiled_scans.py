@@ -30,6 +30,7 @@ SIZES = {
     "odd": (3, 13, 5, 7, [13, 1, 6]),
     "ragged": (21, 11, 17, 33, [11, 3, 8, 1, 11, 7, 2, 9, 10, 4, 5, 6, 11, 1, 1, 8, 3, 2, 9, 7, 11]),
     "one snippet": (2, 1, 4, 6, [1, 1]),
+    "wide": (1, 12, 40, 150, [12]),  # two threads share the video's products
 }
 
 
@@ -153,15 +154,20 @@ def test_builds_are_named() -> None:
         pass
 
 
+@pytest.mark.parametrize("size", ["ragged", "wide"])
 @pytest.mark.parametrize("rules", [FILTERED, LITERAL, None], ids=["filtered", "literal", "snippet"])
-def test_threads_change_no_bit(rules: ScanRules | None) -> None:
-    inputs = Inputs(rules, "ragged")
+def test_threads_change_no_bit(rules: ScanRules | None, size: str) -> None:
+    """Nor does it matter whether they are torch's, where torch has such as the scans can use, or their own."""
+    inputs = Inputs(rules, size)
     before, results = torch.get_num_threads(), []
     try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            results.append((inputs.run("cpu"), inputs.gradients()))
+        for pool in {0, compiled.torch_threads()}:
+            compiled.core.set_thread_pool(pool)
+            for threads in (1, 2, 5):
+                torch.set_num_threads(threads)
+                results.append((inputs.run("cpu"), inputs.gradients()))
     finally:
+        compiled.core.set_thread_pool(compiled.torch_threads())
         torch.set_num_threads(before)
     for output, gradients in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(output, results[0][0], strict=True))
