@@ -90,11 +90,12 @@ void change_point_scan_backward(const ScanSizes& s, const ChangePointRules& rule
   const std::size_t n_groups = std::min(plan.tiles.size(), kBackwardGroups);
   const std::int64_t gates = 3 * s.state_pad, heads = 2 * s.latent_pad;
   const SumPieces sums = make_sums(n_groups, {gates * s.latent_row, gates * s.state_row, s.gate_row, s.gate_row,
-                                              heads * s.state_row, heads, heads * s.state_row, s.state_row});
+                                              heads * s.state_row, heads, heads * s.state_row, s.state_row,
+                                              heads});
   run_groups(plan, n_groups, n_threads, chosen.backward_floats(job, plan.largest),
              [&](const ScanTile& tile, std::size_t group, float* scratch) {
                const std::vector<float*>& g = sums.groups[group];
-               chosen.backward(job, tile, {{g[0], g[1], g[2], g[3]}, g[4], g[5], g[6], g[7]}, scratch);
+               chosen.backward(job, tile, {{g[0], g[1], g[2], g[3]}, g[4], g[5], g[6], g[7], g[8]}, scratch);
              });
   const auto give = [&](std::size_t part, std::int64_t segments, std::int64_t size, std::int64_t pad, std::int64_t row,
                         std::int64_t depth, float* out) {
@@ -108,6 +109,15 @@ void change_point_scan_backward(const ScanSizes& s, const ChangePointRules& rule
   give(5, 2, s.latent, s.latent_pad, 1, 1, found.prior_bias);
   give(6, 2, s.latent, s.latent_pad, s.state_row, s.state, found.posterior_state);
   give(7, 1, s.state, s.state_pad, 1, 1, found.initial_state);
+  if (rules.held) return;
+  std::vector<float> to_prior_of_start(static_cast<std::size_t>(2 * s.latent));
+  give(8, 2, s.latent, s.latent_pad, 1, 1, to_prior_of_start.data());
+  for (std::int64_t n = 0; n < 2 * s.latent; ++n)
+    for (std::int64_t k = 0; k < s.state; ++k) {
+      const float gradient = to_prior_of_start[static_cast<std::size_t>(n)];
+      found.prior_state[n * s.state + k] += gradient * input.initial_state[k];
+      found.initial_state[k] += gradient * input.prior_state[n * s.state + k];
+    }
 }
 
 }  // namespace ahlm

@@ -63,7 +63,7 @@ struct ChangePointWeights {
 };
 struct ChangePointSums {
   GruGradients gru;
-  float *prior_state, *prior_bias, *posterior_state, *initial_state;
+  float *prior_state, *prior_bias, *posterior_state, *initial_state, *prior_of_start;
 };
 struct ChangePointJob {
   ScanSizes sizes;

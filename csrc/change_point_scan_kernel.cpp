@@ -1,8 +1,9 @@
 // One tile of videos through the change-point scan and back, compiled once an instruction set.
 //
 // Beside the reference: 1 rows of a tile share each weight that is loaded; 2 the precision of the belief is kept instead
-// of taken from its deviation again; 3 P d of the static prior is P d' of the step before; 4 the reverse scan computes the
-// gates of a chunk of steps at once, and adds a chunk to the weights' gradients as one matrix product.
+// of taken from its deviation again; 3 P d of the static prior is P d' of the step before, and so are their gradients; 4
+// the reverse scan computes the gates of a chunk of steps at once, and adds a chunk to the weights' gradients as one
+// matrix product.
 #include "change_point_scan.hpp"
 #include "scan_gru.hpp"
 
@@ -35,6 +36,10 @@ AHLM_INLINE Vec kl_terms(const Gauss& q, const Gauss& p, Vec precision_p) {
 
 bool uses_state(const ChangePointJob& job) {
   return !job.rules.held || job.rules.change_prior != ChangePrior::constant || job.rules.transition;
+}
+
+bool uses_prior_head(const ChangePointJob& job) {
+  return !job.rules.held || job.rules.change_prior != ChangePrior::constant;
 }
 
 std::int64_t running(const ChangePointJob& job, const ScanTile& tile, std::int64_t t) {
@@ -266,9 +271,9 @@ void forward(const ChangePointJob& job, const ScanTile& tile, ScanHelper* helper
 // ---- backward
 
 struct Backward {
-  float *v, *d, *next, *from_input, *from_state, *heads, *p_of_d;  // a chunk of steps
-  float *to_heads, *to_p_of_d;                                     // gradients of the same
-  float *gv, *gd, *mean, *log_std, *next_gd;                       // carried, a row a video
+  float *v, *d, *next, *from_input, *from_state, *heads, *to_heads;  // a chunk of steps
+  float *gv, *gd, *mean, *log_std, *to_p_of_d, *next_gd;             // carried, a row a video
+  float* p_of_d;                                                     // of a chunk's first step
 };
 std::int64_t backward_layout(const ChangePointJob& job, std::int64_t tile, float* block, Backward& b) {
   const ScanSizes& s = job.sizes;
@@ -286,8 +291,8 @@ std::int64_t backward_layout(const ChangePointJob& job, std::int64_t tile, float
   b.from_state = take(arena, rows * s.gate_row);
   b.heads = take(arena, rows * job.weights.head_row);
   b.to_heads = take(arena, rows * job.weights.head_row);
-  b.p_of_d = take(arena, job.rules.held ? 0 : rows * 2 * s.latent_pad);
-  b.to_p_of_d = take(arena, job.rules.held ? 0 : rows * 2 * s.latent_pad);
+  b.p_of_d = take(arena, job.rules.held ? 0 : tile * 2 * s.latent_pad);
+  b.to_p_of_d = take(arena, job.rules.held ? 0 : tile * 2 * s.latent_pad);
   return arena.used;
 }
 std::int64_t backward_floats(const ChangePointJob& job, std::int64_t tile) {
@@ -320,13 +325,13 @@ AHLM_INLINE Gauss into_belief(const ChangePointJob& job, std::int64_t out, const
   return gradient;
 }
 
-// One video's step from `out` to `out` + 1, backwards; `row` is its row in the chunk.
+// One video's step from `out` to `out` + 1, backwards; `row` is its row in the chunk, `p_of_d` P d at `out`.
 void step_backward(const ChangePointJob& job, const Backward& b, const ChangePointSums& sums, std::int64_t r,
-                   std::int64_t row, std::int64_t out) {
+                   std::int64_t row, std::int64_t out, const float* p_of_d) {
   const ScanSizes& s = job.sizes;
   const auto& rules = job.rules;
   const std::int64_t z = s.latent, pad = s.latent_pad;
-  const Parts parts = parts_of(job, out, b.heads + row * job.weights.head_row, b.p_of_d + row * 2 * pad);
+  const Parts parts = parts_of(job, out, b.heads + row * job.weights.head_row, p_of_d);
   const bool changed = job.output.change_points[out + 1];
   const float g_static = job.gradients.kl_static[out + 1], g_change = job.gradients.kl_change[out + 1];
   const float g_charged = job.gradients.kl_charged[out + 1];
@@ -334,7 +339,9 @@ void step_backward(const ChangePointJob& job, const Backward& b, const ChangePoi
   const Vec charge_weight = all(g_charged);
   float *const mean = b.mean + r * pad, *const log_std = b.log_std + r * pad;
   float* const to_heads = b.to_heads + row * job.weights.head_row;
-  float* const to_p = rules.change_prior == ChangePrior::constant ? nullptr : to_heads;
+  const bool state_prior = rules.change_prior != ChangePrior::constant;
+  float* const to_p = uses_prior_head(job) ? to_heads : nullptr;
+  float* const to_p_of_d = rules.held ? nullptr : b.to_p_of_d + r * 2 * pad;
   float* const to_q = rules.transition ? to_heads + (parts.q - (b.heads + row * job.weights.head_row)) : nullptr;
   float* const to_start = job.found.start + (out + 1) * 2 * z;
   over(z, [&](std::int64_t i, std::int64_t n, int) {
@@ -389,8 +396,19 @@ void step_backward(const ChangePointJob& job, const Backward& b, const ChangePoi
     Gauss g_prior{};  // of the stream `prior` at t
     const Gauss g_change_pre = through_clamp(pre_change, gc);
     if (to_p) {
-      store(to_p + i, first(g_change_pre.mean, n));
-      store(to_p + pad + i, first(g_change_pre.log_std, n));
+      Gauss g = state_prior ? g_change_pre : Gauss{};
+      if (to_p_of_d) {
+        const Gauss later{load(to_p_of_d + i), load(to_p_of_d + pad + i)};
+        float* const to_start = sums.prior_of_start;
+        if (changed && rules.reset) {
+          store(to_start + i, load(to_start + i) + later.mean);
+          store(to_start + pad + i, load(to_start + pad + i) + later.log_std);
+        } else {
+          g = {g.mean + later.mean, g.log_std + later.log_std};
+        }
+      }
+      store(to_p + i, first(g.mean, n));
+      store(to_p + pad + i, first(g.log_std, n));
     }
     if (rules.change_prior == ChangePrior::full) {
       g_prior = g_change_pre;
@@ -400,9 +418,8 @@ void step_backward(const ChangePointJob& job, const Backward& b, const ChangePoi
     }
     if (parts.p_static) {
       const Gauss g = through_clamp(pre_static, g_static_prior);
-      float* const to_static = b.to_p_of_d + row * 2 * pad;
-      store(to_static + i, first(g.mean, n));
-      store(to_static + pad + i, first(g.log_std, n));
+      store(to_p_of_d + i, first(g.mean, n));
+      store(to_p_of_d + pad + i, first(g.log_std, n));
       g_prior = {g_prior.mean + g.mean, g_prior.log_std + g.log_std};
     } else {
       gb = {gb.mean + g_static_prior.mean, gb.log_std + g_static_prior.log_std};
@@ -444,6 +461,11 @@ void first_column_backward(const ChangePointJob& job, const Backward& b, const C
     store(to_start + i, g.mean, n);
     store(to_start + s.latent + i, g.log_std, n);
   });
+  if (!job.rules.held) {
+    const std::int64_t pad2 = 2 * s.latent_pad;
+    for (std::int64_t i = 0; i < pad2; i += kLanes)
+      store(sums.prior_of_start + i, load(sums.prior_of_start + i) + load(b.to_p_of_d + r * pad2 + i));
+  }
   over(s.state, [&](std::int64_t i, std::int64_t n, int) {
     const Vec g = load(b.gd + r * s.state_row + i) + load(job.gradients.state + out * s.state + i, n);
     store(sums.initial_state + i, load(sums.initial_state + i) + g);
@@ -492,15 +514,21 @@ void backward(const ChangePointJob& job, const ScanTile& tile, const ChangePoint
         multiply(n_rows, head_width, s.state, dense(b.next, s.state_row), packed(w.heads, s.state), b.heads, w.head_row,
                  From::zero);
       if (!job.rules.held)
-        multiply(n_rows, pad2, s.state, dense(b.d, s.state_row), packed(w.heads, s.state), b.p_of_d, pad2, From::zero);
+        multiply(running(job, tile, begin + 1), pad2, s.state, dense(b.d, s.state_row), packed(w.heads, s.state),
+                 b.p_of_d, pad2, From::zero);
     }
     std::int64_t row = n_rows;
     for (std::int64_t t = end - 1; t >= begin; --t) {
       const std::int64_t n = running(job, tile, t + 1);
       row -= has_state ? n : 0;
+      const float* const earlier = b.heads + (row - running(job, tile, t)) * w.head_row;  // of the step before
       for (std::int64_t r = 0; r < n; ++r) {
         const std::int64_t out = tile.videos[r] * s.snippets + t;
-        step_backward(job, b, sums, r, has_state ? row + r : 0, out);
+        const bool restarted = job.rules.reset && job.output.change_points[out];
+        const float* const p_of_d = t == begin  ? b.p_of_d + r * pad2
+                                    : restarted ? w.prior_of_start
+                                                : earlier + r * w.head_row;
+        step_backward(job, b, sums, r, has_state ? row + r : 0, out, p_of_d);
         split_state_gradient(job, sums, b.gd + r * s.state_row, out);
       }
       if (!has_state) continue;
@@ -517,21 +545,17 @@ void backward(const ChangePointJob& job, const ScanTile& tile, const ChangePoint
       const std::int64_t gates = 3 * s.state_pad;
       multiply(n, s.state, gates, dense(b.from_state + row * s.gate_row, s.gate_row), packed(w.gru.state_back, gates),
                b.gd, s.state_row, From::c);
-      if (!job.rules.held)
-        multiply(n, s.state, pad2, dense(b.to_p_of_d + row * pad2, pad2), heads_back, b.gd, s.state_row, From::c);
       multiply(n, s.latent, gates, dense(b.from_input + row * s.gate_row, s.gate_row), packed(w.gru.input_back, gates),
                b.gv, s.latent_row, From::zero);
     }
     if (has_state) {
       add_gru_gradients(s, n_rows, b.from_input, b.from_state, b.v, b.d, sums.gru);
-      const auto add_head = [&](const float* gradient, std::int64_t stride, const float* state, float* sum) {
-        multiply(pad2, s.state, n_rows, transposed(gradient, stride), plain(state, s.state_row), sum, s.state_row,
+      const auto add_head = [&](const float* gradient, float* sum) {
+        multiply(pad2, s.state, n_rows, transposed(gradient, w.head_row), plain(b.next, s.state_row), sum, s.state_row,
                  From::c);
       };
-      if (job.rules.change_prior != ChangePrior::constant) add_head(b.to_heads, w.head_row, b.next, sums.prior_state);
-      if (!job.rules.held) add_head(b.to_p_of_d, pad2, b.d, sums.prior_state);
-      if (job.rules.transition)
-        add_head(b.to_heads + (w.head_segments == 4 ? pad2 : 0), w.head_row, b.next, sums.posterior_state);
+      if (uses_prior_head(job)) add_head(b.to_heads, sums.prior_state);
+      if (job.rules.transition) add_head(b.to_heads + (w.head_segments == 4 ? pad2 : 0), sums.posterior_state);
     }
     end = begin;
   }
