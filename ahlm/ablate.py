@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = config_parser("python -m ahlm.ablate", "Compare the parts of the method, controls and baselines.")
     parser.add_argument("--output-dir", required=True, help="trainings, rows and tables; found again by a later call")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one training of each kind a seed")
-    parser.add_argument("--only", type=str, nargs="+", help="groups (table3, table4, ...) or names of rows")
+    parser.add_argument("--only", type=str, nargs="+", help="groups (recipe, table3, ...) or names of rows")
     parser.add_argument("--split", choices=("validation", "test"), default="validation", help="what rows are scored on")
     parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap over videos")
     config, options = parse(parser, sys.argv[1:] if argv is None else argv)

@@ -15,7 +15,7 @@ Points = Literal[
 ]  # fmt: skip
 
 # rows that others are compared with
-FULL, THRESHOLDS, ORACLE = "fg + bg + context, DFC", "fg + bg + context", "true boundaries (oracle)"
+FULL, THRESHOLDS, ORACLE = "AHLM", "thresholds alone", "true boundaries (oracle)"
 # eqs. 4-6 as printed, see docs/method.md
 LITERAL: Mapping[str, Any] = {
     "detector.static_belief": "prior",
@@ -70,14 +70,14 @@ def replaced(config: Config, settings: Mapping[str, Any]) -> Config:
 
 
 def all_rows(config: Config) -> list[Row]:
-    """Every row for a recipe; a row that would repeat the recipe is left out.
+    """Every row for a recipe; a row of one switched field that would repeat the recipe is left out.
 
     Raises:
         ValueError: a recipe whose proposals use no change-points.
     """
     if config.localization.proposals == "thresholds":
         raise ValueError("localization.proposals must be change_points or both for an ablation, got thresholds")
-    rows = [*_table3(), *_table4(), *_reading(config), *_steps(), *_controls(), *_detectors()]
+    rows = [*_recipe(), *_table3(config), *_table4(), *_reading(config), *_steps(), *_controls(), *_detectors()]
 
     def repeats(row: Row) -> bool:
         return row.group in ("reading", "steps") and replaced(config, row.settings) == config
@@ -101,17 +101,19 @@ def chosen_rows(rows: list[Row], only: Sequence[str]) -> list[Row]:
     return [row for row in rows if row.name in named]
 
 
-def _table3() -> list[Row]:
-    """Section 4.3, Table 3: branches of the classifier, without and with change-points."""
-    thresholds = {"localization.proposals": "thresholds"}
-    branches: dict[str, dict[str, Any]] = {
-        "fg": {"classifier.background_weight": 0.0, "classifier.context_weight": 0.0},
-        "fg + bg": {"classifier.context_weight": 0.0},
-        THRESHOLDS: {},
-    }
+def _recipe() -> list[Row]:
+    """The recipe as it is, without and with change-points: what every other row is compared with."""
+    return [Row("recipe", THRESHOLDS, None, {"localization.proposals": "thresholds"}), Row("recipe", FULL, THRESHOLDS)]
+
+
+def _table3(config: Config) -> list[Row]:
+    """Section 4.3, Table 3: branches of the classifier, without and with change-points; the recipe has one of them."""
+    background, context = config.classifier.background_weight or 1.0, config.classifier.context_weight or 1.0
+    branches = {"fg": (0.0, 0.0), "fg + bg": (background, 0.0), "fg + bg + context": (background, context)}
     rows = []
-    for name, settings in branches.items():
-        rows.append(Row("table3", name, None, settings | thresholds))
+    for name, weights in branches.items():
+        settings = dict(zip(("classifier.background_weight", "classifier.context_weight"), weights, strict=True))
+        rows.append(Row("table3", name, None, settings | {"localization.proposals": "thresholds"}))
         rows.append(Row("table3", f"{name}, DFC", name, settings))
     return rows
 

@@ -71,7 +71,7 @@ def test_tables_share_one_detector_and_four_classifiers(done: Path) -> None:
         row.name for row in all_rows(tiny_config()) if row.group in ("table3", "table4")
     ]
     by_name = {row["name"]: row for row in summary["rows"]}
-    full = by_name[FULL]
+    full = by_name["fg + bg + context, DFC"]
     assert full["gain"]["value"] == pytest.approx(full["average"]["mean"] - by_name[full["against"]]["average"]["mean"])
     assert full["gain"]["low"] <= full["gain"]["high"]
     assert {"detected", "foreground"} == full["change_points"].keys()
