@@ -2,50 +2,32 @@
 // -DAHLM_EMULATE (emulation.hpp). What is computed is in kernels/change_point_scan/reference.py and not repeated here.
 //
 // A cluster takes eight videos, of neighbouring length (or two, where there are few). Each block owns an eighth of the
-// units of the state and eight latent dimensions, with their weights. A step is two rounds through distributed shared
-// memory: every block sends its units' d' to all, and its latents and shares of the KLs to all. All then know the
-// decision.
+// units of the state and eight latent dimensions, with their weights. A step of the forward kernel here, which is that
+// in single precision, is two rounds through distributed shared memory: every block sends its units' d' to all, and its
+// latents and shares of the KLs to all. All then know the decision. half_forward.hpp has the other forward kernel.
 // What is read in a step was sent in it, and nobody sends in the next step before having read in this one and having
 // heard from all; so one buffer is enough for latents, and two for the state, whose senders run a round ahead.
-#include "scan.hpp"
+#include "forward.hpp"
+#include "half_forward.hpp"
 
 namespace ahlm::gpu {
 namespace {
 
-// ---- forward
+// ---- forward in single precision
 
-// What a latent dimension of a video needs of the streams for the step from column t to t + 1.
-struct Column {
-  Gauss start, posterior, prior;
-  float noise;
-};
-AHLM_DEVICE Column column_at(const AhlmCudaScan& job, const Video& video, int t, int z) {
-  if (t + 1 >= video.length || z >= job.latent_size) return {};
-  const int row = video.row + t;
-  return {stream_at(job.start, row + 1, job.latent_size, z), stream_at(job.posterior, row + 1, job.latent_size, z),
-          stream_at(job.prior, row, job.latent_size, z), job.noise ? job.noise[at(row + 1, job.latent_size, z)] : 0.0f};
-}
-AHLM_DEVICE void write_latent(const AhlmCudaScan& job, int row, int z, float latent, const Gauss& belief) {
-  const std::size_t place = at(row, job.latent_size, z);
-  job.latent[place] = latent;
-  job.belief_mean[place] = belief.mean;
-  job.belief_log_std[place] = belief.log_std;
-}
-
-template <int kH, typename Number, bool kTransition, bool kFew>
+template <int kH, bool kTransition, bool kFew>
 AHLM_KERNEL(kH) scan_forward(const AhlmCudaScan job) {
-  using Shared = ForwardShared<kH, Number, kTransition, kFew>;
-  using Math = Numbers<sizeof(Number) == 2>;
+  using Shared = ForwardShared<kH, float, kTransition, kFew>;
+  using Math = Numbers<false>;
   constexpr int kWarps = kH / 32, kHeads = kTransition ? 2 : 1, kOwn = kH / kRanks;
   Shared& shared = shared_memory<Shared>();
   const int lane = thread_index() % 32, warp = thread_index() / 32, rank = cluster_rank();
   const int pair = 2 * (lane % 4);
   const bool low = lane < 16;
-  const Number number{};
 
   // of the decision every lane does one video; of the GRU one video and unit; of the heads, in the first warp, one
   // latent dimension and two videos
-  const Video judged = video_at(job, lane % 8);
+  Judge judge{video_at(job, lane % 8), job.beta0};
   const int slot = pair + lane / 16, unit = rank * kOwn + 4 * warp + lane / 4 % 4;
   const Video moved = video_at(job, slot);
   const int z = rank * kOwnLatents + lane / 4;
@@ -57,7 +39,7 @@ AHLM_KERNEL(kH) scan_forward(const AhlmCudaScan job) {
   weights.load({job.gru_state, job.gru_input, {job.prior_state, job.posterior_state}, job.latent_size}, shared.weights,
                warp, lane);
   const Unit own = unit_at(job, unit);
-  open_scan<kH>(shared, job.initial_state, number);
+  open_scan<kH>(shared, job.initial_state, 0.0f);
 
   // what the weights make of d0: of the GRU at the start and after every reset, of the heads for the static prior
   float tile[4], heads[kHeads][4];
@@ -85,25 +67,28 @@ AHLM_KERNEL(kH) scan_forward(const AhlmCudaScan job) {
       if (drawn[j].length > 0 && is_latent) write_latent(job, drawn[j].row, z, latent[0][j], belief[j]);
       upcoming[j] = column_at(job, drawn[j], 0, z);
     }
-    publish(shared, lane, latent, kl, number);
+    publish(shared, lane, latent, kl, 0.0f);
   }
-  receive(kLatents, &shared.latent_box, 0, Shared::kLatentBytes);
-  const auto whole = [&](int which) {
-    float total = 0.0f;
-    for (int i = 0; i < kRanks; ++i) total += shared.messages[i].kl[which][lane % 8];
+  receive(kLatents, &shared.latent_box[0], 0, Shared::kLatentBytes);
+  const auto sum_over_blocks = [&] {
+    Distances total{0.0f, 0.0f, 0.0f};
+    AHLM_UNROLL
+    for (int i = 0; i < kRanks; ++i) {
+      total.from_static += shared.messages[i].kl[0][lane % 8];
+      total.from_change += shared.messages[i].kl[1][lane % 8];
+      total.charged += shared.messages[i].kl[2][lane % 8];
+    }
     return total;
   };
   const bool writes_decisions = rank == 0 && warp == kWarps - 1 && lane < 8;
-  if (writes_decisions && judged.length > 0) {
-    job.change_points[judged.row] = 0;
-    job.kl_static[judged.row] = job.kl_change[judged.row] = 0.0f;
-    job.kl_charged[judged.row] = whole(2);
+  if (writes_decisions && judge.video.length > 0) {
+    const Distances kl = sum_over_blocks();
+    write_decision(job, judge.video.row, false, kl, kl.charged);
   }
   if (moved.length > 0) job.state[at(moved.row, kH, unit)] = own.start;
 
   unsigned changed = 0;  // a bit a video
-  int waiting = 0;
-  float d = own.start, beta = job.beta0;
+  float d = own.start;
   Gates gates = gates_of_start;
   for (int t = 0; t < steps; ++t) {
     const int buffer = t % 2;
@@ -111,7 +96,7 @@ AHLM_KERNEL(kH) scan_forward(const AhlmCudaScan job) {
     // d' of this block's units, to all
     weights.of_latent(shared.weights, shared.messages, changed, warp, lane, tile);
     const float next = next_state<Math>(own_gates(tile, low), gates, own, d);
-    send_state<kH>(shared, buffer, warp, lane, converted(next, number));
+    send_state<kH>(shared, buffer, warp, lane, next);
 
     // eqs. 4-6 of this block's latent dimensions: what does not need d' while it is on its way, the rest, to all
     Column column[2];
@@ -121,7 +106,8 @@ AHLM_KERNEL(kH) scan_forward(const AhlmCudaScan job) {
       const Gauss p_static = job.held ? belief[j] : clamped(sum(column[j].prior, prior_of_state[j]));
       fused[j] = Math::fuse(belief[j], e, job.belief_weight, job.evidence_weight);
       fresh[j] = pick(job.reset, clamped(column[j].start), e);
-      kl[0][j] = is_latent ? Math::kl(fused[j], p_static) : 0.0f;
+      const float distance = Math::kl(fused[j], p_static);
+      kl[0][j] = is_latent ? distance : 0.0f;
       latent[0][j] = fused[j].mean + Math::exp(fused[j].log_std) * column[j].noise;
       latent[1][j] = fresh[j].mean + Math::exp(fresh[j].log_std) * column[j].noise;
     };
@@ -142,35 +128,25 @@ AHLM_KERNEL(kH) scan_forward(const AhlmCudaScan job) {
         prior_of_state[j] = {heads[0][j], heads[0][2 + j]};
         const Gauss offset = job.change_prior == 2 ? column[j].prior : bias;
         const Gauss p_change = clamped(job.change_prior == 1 ? offset : sum(offset, prior_of_state[j]));
-        kl[1][j] = is_latent ? Math::kl(fused[j], p_change) : 0.0f;
-        kl[2][j] = is_latent ? Math::kl(fresh[j], p_change) : 0.0f;
+        const float distances[2] = {Math::kl(fused[j], p_change), Math::kl(fresh[j], p_change)};
+        kl[1][j] = is_latent ? distances[0] : 0.0f;
+        kl[2][j] = is_latent ? distances[1] : 0.0f;
       }
-      publish(shared, lane, latent, kl, number);
+      publish(shared, lane, latent, kl, 0.0f);
     }
 
     // what the weights make of d', while the KLs are on their way
     weights.of_state(shared.weights, shared.state[buffer], warp, lane, tile);
     gates = own_gates(tile, low);
-    receive(kLatents, &shared.latent_box, t + 1, Shared::kLatentBytes);
+    receive(kLatents, &shared.latent_box[0], t + 1, Shared::kLatentBytes);
 
-    // eqs. 7-8, the same in every warp of every block
-    const float kl_static = whole(0), kl_change = whole(1);
-    const bool is_real = t + 1 < judged.length, is_tested = is_real && waiting == 0;
-    bool is_change = is_tested && kl_static > beta * kl_change;
-    if (is_tested) {
-      beta += is_change ? job.alpha : -job.alpha_down;
-      beta = fminf(fmaxf(beta, job.beta_low), job.beta_high);
-    }
-    if (job.forced_changes) is_change = is_real && job.forced_changes[judged.row + t + 1];
-    waiting = is_change ? job.refractory : waiting > 0 ? waiting - 1 : 0;
+    // eqs. 7-8
+    const Distances distances = sum_over_blocks();
+    const bool is_change = judge.decide(job, t + 1, distances, judge.is_forced(job, t + 1));
     changed = ballot(is_change);
-    if (writes_decisions && is_real) {
-      const int row = judged.row + t + 1;
-      job.change_points[row] = is_change;
-      job.kl_static[row] = kl_static;
-      job.kl_change[row] = kl_change;
-      job.kl_charged[row] = is_change ? whole(2) : kl_static;
-    }
+    if (writes_decisions && judge.is_real(t + 1))
+      write_decision(job, judge.video.row + t + 1, is_change, distances,
+                     is_change ? distances.charged : distances.from_static);
 
     const bool restarts = !job.uses_state || (job.reset && (changed >> slot & 1));
     d = restarts ? own.start : next;
@@ -380,15 +356,20 @@ AHLM_KERNEL(kH) scan_reverse(const AhlmCudaReverse job) {
 // ---- launches
 
 // `use(kernel, threads, shared bytes)` with the kernel of a size, a number of videos, a precision and a reading
-template <int kH, typename Number, bool kFew, typename Use>
-int with_reading(bool transition, Use use) {
-  return transition ? use(scan_forward<kH, Number, true, kFew>, kH, sizeof(ForwardShared<kH, Number, true, kFew>))
-                    : use(scan_forward<kH, Number, false, kFew>, kH, sizeof(ForwardShared<kH, Number, false, kFew>));
+template <int kH, bool kFew, typename Use>
+int with_single(bool transition, Use use) {
+  return transition ? use(scan_forward<kH, true, kFew>, kH, sizeof(ForwardShared<kH, float, true, kFew>))
+                    : use(scan_forward<kH, false, kFew>, kH, sizeof(ForwardShared<kH, float, false, kFew>));
+}
+template <int kH, typename Use>
+int with_half(bool transition, Use use) {
+  return transition ? use(scan_forward_half<kH, true>, kH + 32, sizeof(HalfShared<kH, true>))
+                    : use(scan_forward_half<kH, false>, kH + 32, sizeof(HalfShared<kH, false>));
 }
 template <int kH, typename Use>
 int with_forward(int precision, bool few, bool transition, Use use) {
-  if (precision == 16) return with_reading<kH, Half, false>(transition, use);
-  return few ? with_reading<kH, float, true>(transition, use) : with_reading<kH, float, false>(transition, use);
+  if (precision == 16) return with_half<kH>(transition, use);
+  return few ? with_single<kH, true>(transition, use) : with_single<kH, false>(transition, use);
 }
 template <int kH, bool kFew, typename Use>
 int with_reverse(bool transition, Use use) {

@@ -48,52 +48,54 @@ struct alignas(16) LatentMessage {
 template <int kH, typename Number, bool kTransition, bool kFew>
 struct Products;
 
-// fp16: weights are in registers, and tensor cores multiply them.
-template <int kH, bool kTransition>
-struct Products<kH, Half, kTransition, false> {
-  static constexpr int kRow = kH + 8;  // of the state; the padding keeps ldmatrix free of conflicts
-  static constexpr int kHeads = kTransition ? 2 : 1;
-  struct Shared {};
+// fp16: tensor cores multiply pieces of the weights, which lanes hold in registers or keep in shared memory.
+constexpr int kHalfPadding = 8;  // of a row of the state; keeps ldmatrix free of conflicts
 
-  std::uint32_t state[kH / 16][4], input[kMostLatents / 16][4], head[kHeads][2][4];
+AHLM_DEVICE std::uint32_t pair_at(const float* row, int k, int width) {
+  return half_bits(to_half(element(row, k, width))) | half_bits(to_half(element(row, k + 1, width))) << 16;
+}
+// a lane's pieces of 16 columns of a tile, those from column `from`
+AHLM_DEVICE void load_pieces(std::uint32_t (&pieces)[4], const Rows& rows, int from, int width, int lane) {
+  const int k = from + 2 * (lane % 4);
+  pieces[0] = pair_at(rows.first, k, width);
+  pieces[1] = pair_at(rows.second, k, width);
+  pieces[2] = pair_at(rows.first, k + 8, width);
+  pieces[3] = pair_at(rows.second, k + 8, width);
+}
+template <int kSteps>
+AHLM_DEVICE void load_tile(std::uint32_t (&tile)[kSteps][4], const Rows& rows, int from, int width, int lane) {
+  AHLM_UNROLL
+  for (int step = 0; step < kSteps; ++step) {
+    load_pieces(tile[step], rows, from + 16 * step, width, lane);
+    if (step % 4 == 3) warp_barrier();  // all that is on its way takes registers, and these are few
+  }
+}
 
-  AHLM_DEVICE static std::uint32_t pair(const float* row, int k, int width) {
-    return half_bits(to_half(element(row, k, width))) | half_bits(to_half(element(row, k + 1, width))) << 16;
-  }
-  template <int kSteps>
-  AHLM_DEVICE static void load_tile(std::uint32_t (&tile)[kSteps][4], const Rows& rows, int from, int width, int lane) {
-    AHLM_UNROLL
-    for (int step = 0; step < kSteps; ++step) {
-      const int k = from + 16 * step + 2 * (lane % 4);
-      tile[step][0] = pair(rows.first, k, width);
-      tile[step][1] = pair(rows.second, k, width);
-      tile[step][2] = pair(rows.first, k + 8, width);
-      tile[step][3] = pair(rows.second, k + 8, width);
-    }
-  }
-  AHLM_DEVICE void load(const WeightArrays& from, Shared&, int warp, int lane) {
+// A warp's four units, in registers.
+template <int kH>
+struct HalfGates {
+  std::uint32_t state[kH / 16][4], input[kMostLatents / 16][4];
+
+  AHLM_DEVICE void load(const WeightArrays& from, int warp, int lane) {
     const int row = lane / 4, unit = cluster_rank() * (kH / kRanks) + 4 * warp + row % 4;
-    const int latent = cluster_rank() * kOwnLatents + row;
     load_tile(state, state_rows(from.gru_state, kH, unit, row), 0, kH, lane);
     load_tile(input, input_rows(from.gru_input, kH, from.latents, unit, row), 0, from.latents, lane);
-    AHLM_UNROLL
-    for (int i = 0; i < kHeads; ++i)
-      load_tile(head[i], head_rows(from.heads[i], kH, from.latents, latent), 32 * warp, kH, lane);
   }
-  AHLM_DEVICE void of_state(const Shared&, const Half (&d)[kVideos][kRow], int, int lane, float (&c)[4]) const {
-    float chain[2][4] = {};  // two sums, so that one product does not wait for the other
+  AHLM_DEVICE void of_state(const Half (&d)[kVideos][kH + kHalfPadding], int lane, float (&c)[4]) const {
+    float chain[4][4] = {};  // several sums, so that one product does not wait for the other
     const Half* const row = &d[lane % 8][lane / 8 * 8];
     AHLM_UNROLL
     for (int step = 0; step < kH / 16; step += 2) {
       std::uint32_t piece[4];
       load_matrices(piece, row + 16 * step);
-      multiply(chain[0], state[step], piece[0], piece[1]);
-      multiply(chain[1], state[step + 1], piece[2], piece[3]);
+      multiply(chain[step % 4], state[step], piece[0], piece[1]);
+      multiply(chain[step % 4 + 1], state[step + 1], piece[2], piece[3]);
     }
-    for (int i = 0; i < 4; ++i) c[i] = chain[0][i] + chain[1][i];
+    for (int i = 0; i < 4; ++i) c[i] = (chain[0][i] + chain[1][i]) + (chain[2][i] + chain[3][i]);
   }
-  AHLM_DEVICE void of_latent(const Shared&, const LatentMessage<Half> (&messages)[kRanks], unsigned changed, int,
-                             int lane, float (&c)[4]) const {
+  // from the messages of all blocks; a bit a video: its latents after a change
+  template <typename Message>
+  AHLM_DEVICE void of_latent(const Message (&messages)[kRanks], unsigned changed, int lane, float (&c)[4]) const {
     float chain[2][4] = {};
     AHLM_UNROLL
     for (int step = 0; step < kMostLatents / 16; step += 2) {
@@ -103,6 +105,68 @@ struct Products<kH, Half, kTransition, false> {
       multiply(chain[1], input[step + 1], piece[2], piece[3]);
     }
     for (int i = 0; i < 4; ++i) c[i] = chain[0][i] + chain[1][i];
+  }
+};
+
+// A tile of a head in shared memory, for one warp: every lane keeps its own pieces.
+template <int kH>
+struct KeptTile {
+  alignas(16) std::uint32_t pieces[kH / 16][32][4];
+
+  AHLM_DEVICE void load(const Rows& rows, int width, int lane) {
+    for (int step = 0; step < kH / 16; ++step) {
+      std::uint32_t mine[4];
+      load_pieces(mine, rows, 16 * step, width, lane);
+      for (int i = 0; i < 4; ++i) pieces[step][lane][i] = mine[i];
+    }
+  }
+};
+template <int kH, int kHeads>
+AHLM_DEVICE void multiply_kept(const KeptTile<kH> (&heads)[kHeads], const Half (&d)[kVideos][kH + kHalfPadding],
+                               int lane, float (&c)[kHeads][4]) {
+  float chain[kHeads][4][4] = {};
+  const Half* const row = &d[lane % 8][lane / 8 * 8];
+  AHLM_UNROLL
+  for (int step = 0; step < kH / 16; step += 2) {
+    std::uint32_t piece[4];
+    load_matrices(piece, row + 16 * step);
+    AHLM_UNROLL
+    for (int i = 0; i < kHeads; ++i) {
+      std::uint32_t tile[2][4];
+      for (int j = 0; j < 2; ++j)
+        __builtin_memcpy(tile[j], __builtin_assume_aligned(heads[i].pieces[step + j][lane], 16), 16);
+      multiply(chain[i][step % 4], tile[0], piece[0], piece[1]);
+      multiply(chain[i][step % 4 + 1], tile[1], piece[2], piece[3]);
+    }
+  }
+  AHLM_UNROLL
+  for (int i = 0; i < kHeads; ++i)
+    for (int j = 0; j < 4; ++j) c[i][j] = (chain[i][0][j] + chain[i][1][j]) + (chain[i][2][j] + chain[i][3][j]);
+}
+
+// All weights in registers; of a head every warp has 32 columns.
+template <int kH, bool kTransition>
+struct Products<kH, Half, kTransition, false> {
+  static constexpr int kRow = kH + kHalfPadding;
+  static constexpr int kHeads = kTransition ? 2 : 1;
+  struct Shared {};
+
+  HalfGates<kH> gates;
+  std::uint32_t head[kHeads][2][4];
+
+  AHLM_DEVICE void load(const WeightArrays& from, Shared&, int warp, int lane) {
+    const int latent = cluster_rank() * kOwnLatents + lane / 4;
+    gates.load(from, warp, lane);
+    AHLM_UNROLL
+    for (int i = 0; i < kHeads; ++i)
+      load_tile(head[i], head_rows(from.heads[i], kH, from.latents, latent), 32 * warp, kH, lane);
+  }
+  AHLM_DEVICE void of_state(const Shared&, const Half (&d)[kVideos][kRow], int, int lane, float (&c)[4]) const {
+    gates.of_state(d, lane, c);
+  }
+  AHLM_DEVICE void of_latent(const Shared&, const LatentMessage<Half> (&messages)[kRanks], unsigned changed, int,
+                             int lane, float (&c)[4]) const {
+    gates.of_latent(messages, changed, lane, c);
   }
   AHLM_DEVICE void of_heads(const Shared&, const Half (&d)[kVideos][kRow], int warp, int lane,
                             float (&c)[kHeads][4]) const {

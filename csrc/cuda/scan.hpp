@@ -11,7 +11,10 @@ namespace {
 
 // What one thread waits for another at; the emulation can leave one out, to see that it would be missed. Tests number
 // them likewise.
-enum Wait { kOpened = 1, kHeadParts, kMessage, kOwnState, kState, kLatents, kEvidence, kGates, kGateParts };
+enum Wait {
+  kOpened = 1, kHeadParts, kMessage, kOwnState, kState, kLatents, kEvidence, kGates, kGateParts,
+  kKls, kStateOfHeads, kKlsOfBelief
+};
 
 struct Video {
   int row, length;  // its first row of (B, T); length 0 where the cluster has fewer than eight videos
@@ -40,6 +43,15 @@ AHLM_DEVICE Chunk<kBytes> chunk_at(const void* aligned) {
   return chunk;
 }
 
+// mailboxes of one kind, each expecting its first messages
+template <int kBoxes>
+AHLM_DEVICE void open(Mailbox (&boxes)[kBoxes], int bytes) {
+  for (int i = 0; i < kBoxes; ++i) {
+    mailbox_open(&boxes[i]);
+    mailbox_expect(&boxes[i], bytes);
+  }
+}
+
 template <int kH, typename Number, bool kTransition, bool kFew>
 struct ForwardShared {
   using Weights = Products<kH, Number, kTransition, kFew>;
@@ -50,7 +62,12 @@ struct ForwardShared {
   alignas(16) Number own_state[kH / 32][kVideos][4];
   float head_parts[kH / 32][2][4][32];
   typename Weights::Shared weights;
-  Mailbox state_box[2], latent_box;
+  Mailbox state_box[2], latent_box[1];
+
+  AHLM_DEVICE void open_boxes() {
+    open(state_box, kStateBytes);
+    open(latent_box, kLatentBytes);
+  }
 };
 
 // Of a tile of the GRU: what a lane's own unit and video need. Lanes 0-15 hold reset gates and the state's part of the
@@ -58,6 +75,10 @@ struct ForwardShared {
 struct Gates {
   float reset, update, from_state, from_input;
 };
+AHLM_DEVICE Gates pick(bool first, const Gates& a, const Gates& b) {
+  return {first ? a.reset : b.reset, first ? a.update : b.update, first ? a.from_state : b.from_state,
+          first ? a.from_input : b.from_input};
+}
 AHLM_DEVICE Gates own_gates(const float (&c)[4], bool low) {
   const float first = shuffle_xor(low ? c[1] : c[0], 16), second = shuffle_xor(low ? c[3] : c[2], 16);
   return {low ? c[0] : first, low ? first : c[1], low ? c[2] : second, low ? second : c[3]};
@@ -99,7 +120,7 @@ AHLM_DEVICE void publish(Shared& shared, int lane, const float (&latent)[2][2], 
   char* const to = reinterpret_cast<char*>(&shared.messages[cluster_rank()]);
   for (int i = lane; i < kPieces * kRanks; i += 32) {
     const int offset = i % kPieces * 16;
-    send(chunk_at<16>(from + offset), to + offset, &shared.latent_box, i / kPieces);
+    send(chunk_at<16>(from + offset), to + offset, &shared.latent_box[0], i / kPieces);
   }
   warp_barrier();  // the last round is not of all lanes
 }
@@ -135,11 +156,8 @@ AHLM_DEVICE void open_scan(Shared& shared, const float* initial_state, Number nu
   for (int i = thread_index(); i < kVideos * kH; i += kH)
     shared.state[1][i / kH][i % kH] = converted(initial_state[i % kH], number);
   if (thread_index() == 0) {
-    for (int i = 0; i < 2; ++i) mailbox_open(&shared.state_box[i]);
-    mailbox_open(&shared.latent_box);
+    shared.open_boxes();
     mailboxes_opened();
-    for (int i = 0; i < 2; ++i) mailbox_expect(&shared.state_box[i], Shared::kStateBytes);
-    mailbox_expect(&shared.latent_box, Shared::kLatentBytes);
   }
   block_barrier();
   if (keeps(kOpened)) cluster_barrier();

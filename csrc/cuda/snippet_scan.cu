@@ -59,7 +59,7 @@ AHLM_KERNEL(kH) scan_snippets(const AhlmCudaSnippets job) {
     if (t + 1 >= length) break;
     weights.of_state(shared.weights, shared.state[buffer], warp, lane, tile);
     const Gates gates = own_gates(tile, lane < 16);
-    receive(kLatents, &shared.latent_box, t, Shared::kLatentBytes);
+    receive(kLatents, &shared.latent_box[0], t, Shared::kLatentBytes);
     weights.of_latent(shared.weights, shared.messages, 0, warp, lane, tile);
     d = next_state<Math>(own_gates(tile, lane < 16), gates, own, d);
     if (t < moved.length && job.change_points[moved.row + t]) d = own.start;
