@@ -32,10 +32,10 @@ struct ScanTile {
 struct ScanHelper {
   static constexpr std::uint64_t kEnd = ~std::uint64_t{0};
   alignas(64) std::uint64_t given;  // kEnd: the helper may go
-  alignas(64) std::uint64_t taken;
-  alignas(64) std::uint64_t done;
   const void* products;
   std::int64_t n_products;
+  alignas(64) std::uint64_t taken;
+  alignas(64) std::uint64_t done;
   void (*yield)();
 };
 
