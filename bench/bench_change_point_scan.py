@@ -29,6 +29,7 @@ READINGS = {
 FIRING: tuple[float | None, ...] = (None, 0.0, 0.1, 0.5)
 BACKENDS = ("reference", "cpu")
 LONG = 10000  # snippets from which on only free firing is measured, three times
+MOST_ROWS = 16 * LONG  # video-steps of the largest case: 64 videos that long take minutes each
 REFERENCE_ROWS = 64 * 750  # video-steps beyond which the reference is neither differentiated nor timed
 
 
@@ -169,7 +170,7 @@ def main() -> None:
     print(facts)
     rows = []
     for n in options.snippets:
-        for batch in options.batches:
+        for batch in (batch for batch in options.batches if batch * n <= MOST_ROWS):
             for reading in READINGS:
                 for firing in FIRING if n < LONG else (None,):
                     for backward in (False, True):
