@@ -100,16 +100,9 @@ AHLM_KERNEL(kH) scan_forward(const AhlmCudaScan job) {
 
     // eqs. 4-6 of this block's latent dimensions: what does not need d' while it is on its way, the rest, to all
     Column column[2];
-    Gauss fresh[2], fused[2];
-    float latent[2][2], kl[3][2];
+    Outcomes<Math> either;
     const auto filter = [&](int j, const Gauss& e) {
-      const Gauss p_static = job.held ? belief[j] : clamped(sum(column[j].prior, prior_of_state[j]));
-      fused[j] = Math::fuse(belief[j], e, job.belief_weight, job.evidence_weight);
-      fresh[j] = pick(job.reset, clamped(column[j].start), e);
-      const float distance = Math::kl(fused[j], p_static);
-      kl[0][j] = is_latent ? distance : 0.0f;
-      latent[0][j] = fused[j].mean + Math::exp(fused[j].log_std) * column[j].noise;
-      latent[1][j] = fresh[j].mean + Math::exp(fresh[j].log_std) * column[j].noise;
+      either.filter(job, j, column[j], e, belief[j], prior_of_state[j], is_latent);
     };
     if (warp == 0) {
       AHLM_UNROLL
@@ -126,13 +119,9 @@ AHLM_KERNEL(kH) scan_forward(const AhlmCudaScan job) {
       for (int j = 0; j < 2; ++j) {
         if constexpr (kTransition) filter(j, clamped(sum(column[j].posterior, {heads[1][j], heads[1][2 + j]})));
         prior_of_state[j] = {heads[0][j], heads[0][2 + j]};
-        const Gauss offset = job.change_prior == 2 ? column[j].prior : bias;
-        const Gauss p_change = clamped(job.change_prior == 1 ? offset : sum(offset, prior_of_state[j]));
-        const float distances[2] = {Math::kl(fused[j], p_change), Math::kl(fresh[j], p_change)};
-        kl[1][j] = is_latent ? distances[0] : 0.0f;
-        kl[2][j] = is_latent ? distances[1] : 0.0f;
+        either.compare(job, j, column[j], bias, prior_of_state[j], is_latent);
       }
-      publish(shared, lane, latent, kl, 0.0f);
+      publish(shared, lane, either.latent, either.kl, 0.0f);
     }
 
     // what the weights make of d', while the KLs are on their way
@@ -156,10 +145,10 @@ AHLM_KERNEL(kH) scan_forward(const AhlmCudaScan job) {
       AHLM_UNROLL
       for (int j = 0; j < 2; ++j) {
         const bool now = changed >> (pair + j) & 1;
-        belief[j] = pick(now, fresh[j], fused[j]);
+        belief[j] = pick(now, either.fresh[j], either.fused[j]);
         if (now && job.reset) prior_of_state[j] = prior_of_start;
         if (t + 1 < drawn[j].length && is_latent)
-          write_latent(job, drawn[j].row + t + 1, z, now ? latent[1][j] : latent[0][j], belief[j]);
+          write_latent(job, drawn[j].row + t + 1, z, now ? either.latent[1][j] : either.latent[0][j], belief[j]);
       }
     }
   }

@@ -24,6 +24,34 @@ AHLM_DEVICE void write_latent(const AhlmCudaScan& job, int row, int z, float lat
   job.belief_log_std[place] = belief.log_std;
 }
 
+// A step of one latent dimension of a lane's two videos, eqs. 4-6: what either decision would make of it.
+template <typename Math>
+struct Outcomes {
+  Gauss fused[2], fresh[2];      // belief without and with a change
+  float latent[2][2], kl[3][2];  // likewise; terms of `Distances`
+
+  // from the evidence `e`: all that does not need d'
+  AHLM_DEVICE void filter(const AhlmCudaScan& job, int j, const Column& column, const Gauss& e, const Gauss& belief,
+                          const Gauss& prior_of_state, bool is_latent) {
+    const Gauss p_static = job.held ? belief : clamped(sum(column.prior, prior_of_state));
+    fused[j] = Math::fuse(belief, e, job.belief_weight, job.evidence_weight);
+    fresh[j] = pick(job.reset, clamped(column.start), e);
+    const float distance = Math::kl(fused[j], p_static);
+    kl[0][j] = is_latent ? distance : 0.0f;
+    latent[0][j] = fused[j].mean + Math::exp(fused[j].log_std) * column.noise;
+    latent[1][j] = fresh[j].mean + Math::exp(fresh[j].log_std) * column.noise;
+  }
+  // from the prior's head at d'
+  AHLM_DEVICE void compare(const AhlmCudaScan& job, int j, const Column& column, const Gauss& bias,
+                           const Gauss& prior_of_state, bool is_latent) {
+    const Gauss offset = job.change_prior == 2 ? column.prior : bias;
+    const Gauss p_change = clamped(job.change_prior == 1 ? offset : sum(offset, prior_of_state));
+    const float distances[2] = {Math::kl(fused[j], p_change), Math::kl(fresh[j], p_change)};
+    kl[1][j] = is_latent ? distances[0] : 0.0f;
+    kl[2][j] = is_latent ? distances[1] : 0.0f;
+  }
+};
+
 // Sums over all latent dimensions.
 struct Distances {
   float from_static, from_change, charged;  // of the filtered belief, twice; of the belief after a change

@@ -198,37 +198,26 @@ AHLM_DEVICE void follow_beliefs(const AhlmCudaScan& job, HalfShared<kH, kTransit
     const Column now[2] = {upcoming[0], upcoming[1]};
 
     // eqs. 4-6: what does not need d' while it is on its way
-    Gauss fresh[2], fused[2];
-    float latent[2][2], kl[3][2];
+    Outcomes<Math> either;
     const auto filter = [&](int j, const Gauss& e) {
-      const Gauss p_static = job.held ? belief[j] : clamped(sum(now[j].prior, prior_of_state[j]));
-      fused[j] = Math::fuse(belief[j], e, job.belief_weight, job.evidence_weight);
-      fresh[j] = pick(job.reset, clamped(now[j].start), e);
-      const float distance = Math::kl(fused[j], p_static);
-      kl[0][j] = is_latent ? distance : 0.0f;
-      latent[0][j] = fused[j].mean + Math::exp(fused[j].log_std) * now[j].noise;
-      latent[1][j] = fresh[j].mean + Math::exp(fresh[j].log_std) * now[j].noise;
+      either.filter(job, j, now[j], e, belief[j], prior_of_state[j], is_latent);
     };
     if constexpr (!kTransition) {
       for (int j = 0; j < 2; ++j) filter(j, clamped(now[j].start));
-      send_latents(buffer, latent);
+      send_latents(buffer, either.latent);
     }
     if (keeps(kStateOfHeads)) mailbox_wait(&shared.state_box[sent], (column - 1) / 2 % 2);
     multiply_kept<kH>(shared.heads, shared.state[sent], lane, heads);
     if constexpr (kTransition) {
       for (int j = 0; j < 2; ++j) filter(j, clamped(sum(now[j].posterior, {heads[1][j], heads[1][2 + j]})));
-      send_latents(buffer, latent);
+      send_latents(buffer, either.latent);
     }
     AHLM_UNROLL
     for (int j = 0; j < 2; ++j) {
       prior_of_state[j] = {heads[0][j], heads[0][2 + j]};
-      const Gauss offset = job.change_prior == 2 ? now[j].prior : bias;
-      const Gauss p_change = clamped(job.change_prior == 1 ? offset : sum(offset, prior_of_state[j]));
-      const float distances[2] = {Math::kl(fused[j], p_change), Math::kl(fresh[j], p_change)};
-      kl[1][j] = is_latent ? distances[0] : 0.0f;
-      kl[2][j] = is_latent ? distances[1] : 0.0f;
+      either.compare(job, j, now[j], bias, prior_of_state[j], is_latent);
     }
-    send_kl(buffer, kl);
+    send_kl(buffer, either.kl);
 
     // the last column's results and the next one's streams, while the KLs are on their way
     write_results(column - 1);
@@ -239,8 +228,8 @@ AHLM_DEVICE void follow_beliefs(const AhlmCudaScan& job, HalfShared<kH, kTransit
     AHLM_UNROLL
     for (int j = 0; j < 2; ++j) {
       const bool is_mine = changed >> (pair + j) & 1;
-      belief[j] = pick(is_mine, fresh[j], fused[j]);
-      drawn_latent[j] = is_mine ? latent[1][j] : latent[0][j];
+      belief[j] = pick(is_mine, either.fresh[j], either.fused[j]);
+      drawn_latent[j] = is_mine ? either.latent[1][j] : either.latent[0][j];
       if (is_mine && job.reset) prior_of_state[j] = prior_of_start;
     }
   }
