@@ -112,10 +112,12 @@ def write_results(
     if (closed := share_of_gap(summary)) is not None:
         notes.append(f"Of the gap from thresholds to true boundaries, {FULL} closes {100 * closed:.0f} %.")
     text = markdown(summary, title, notes)
+    values = config_mapping(config)
+    values["data"]["root"] = config.data.root and name  # figures are to be shared, and the path means nothing elsewhere
     write_json(
         folder / f"{options.split}.json",
         {
-            "config": config_mapping(config),
+            "config": values,
             "split": options.split,
             "seeds": options.seeds,
             "counts": counts,
