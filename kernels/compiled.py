@@ -142,6 +142,21 @@ def instruction_set(name: str) -> Iterator[None]:
         core.set_scan_instruction_set(before)
 
 
+def register_op(name: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """A custom op `ahlm::name` on every device, which changes none of its arguments.
+
+    Args:
+        name: the op's.
+        run: the op itself; its annotations are the schema.
+        fake: empty outputs of the right shapes from the same arguments.
+    """
+    # torch.library.custom_op does the same, and imports torch._dynamo, a second, at the first call
+    torch.library.define(f"ahlm::{name}", torch.library.infer_schema(run, mutates_args=()))
+    torch.library.impl(f"ahlm::{name}", "CompositeExplicitAutograd", run)
+    torch.library.register_fake(f"ahlm::{name}", fake)
+    return getattr(torch.ops.ahlm, name).default
+
+
 def array(tensor: Tensor | None) -> Any:
     """What the compiled core reads and writes: a NumPy view of a contiguous tensor."""
     return None if tensor is None else tensor.detach().numpy()

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +50,15 @@ def test_localize_from_python(run: Path, video: np.ndarray) -> None:
     assert all(d.end_s <= 9.0 for d in predictor.localize(video, duration_s=9.0))
     assert predictor.localize(video, proposals="thresholds") != detections
     assert predictor.localize(video.astype(np.float64)) == detections
+
+
+def test_a_first_detection_does_not_wait_for_torchs_compiler(run: Path) -> None:
+    code = (
+        "import sys, ahlm; from ahlm.data.synthetic import demo_dataset\n"
+        f"assert ahlm.load({str(run)!r}).localize(demo_dataset('test').features(0))\n"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(

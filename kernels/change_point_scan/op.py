@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..compiled import array, check_lengths, core, gpu_module, resolve
+from ..compiled import array, check_lengths, core, gpu_module, register_op, resolve
 from .check import mismatch
 from .reference import scan_reference
 from .reference_backward import scan_reference_backward
@@ -51,8 +51,7 @@ def _rules(flat: tuple[Any, ...]) -> ScanRules:
     return ScanRules._make((*flat[:-2], (flat[-2], flat[-1])))
 
 
-@torch.library.custom_op("ahlm::change_point_scan", mutates_args=())
-def _scan(
+def _run(
     start: Tensor,
     prior: Tensor | None,
     posterior: Tensor | None,
@@ -124,13 +123,11 @@ def _empty(start: Tensor, initial_state: Tensor) -> ScanOutput:
     return ScanOutput._make((change_points, *kls, *latents, states))
 
 
-@_scan.register_fake
-def _(*inputs: Any) -> Outputs:
+def _fake(*inputs: Any) -> Outputs:
     return _floats_first(_empty(inputs[0], inputs[10]))
 
 
-@torch.library.custom_op("ahlm::change_point_scan_backward", mutates_args=())
-def _scan_backward(
+def _run_backward(
     gradients: list[Tensor],
     outputs: list[Tensor],
     start: Tensor,
@@ -183,8 +180,7 @@ def _scan_backward(
     return found
 
 
-@_scan_backward.register_fake
-def _(gradients: list[Tensor], outputs: list[Tensor], *inputs: Any) -> list[Tensor]:
+def _fake_backward(gradients: list[Tensor], outputs: list[Tensor], *inputs: Any) -> list[Tensor]:
     return [tensor.new_empty(tensor.shape) for tensor in inputs[:N_DIFFERENTIABLE] if tensor is not None]
 
 
@@ -210,4 +206,6 @@ def _backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
     return (*cast(list[Tensor | None], returned), *[None] * n_rest)
 
 
-_scan.register_autograd(_backward, setup_context=_setup_context)
+_scan = register_op(SCAN, _run, _fake)
+_scan_backward = register_op(f"{SCAN}_backward", _run_backward, _fake_backward)
+torch.library.register_autograd(f"ahlm::{SCAN}", _backward, setup_context=_setup_context)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..compiled import array, check_lengths, core, gpu_module, resolve
+from ..compiled import array, check_lengths, core, gpu_module, register_op, resolve
 from .check import mismatch
 from .reference import snippet_scan_reference
 from .reference_backward import snippet_scan_reference_backward
@@ -32,8 +32,7 @@ def snippet_scan_op(
     return SnippetOutput(*_scan(*(tensor.contiguous() for tensor in tensors), backend, precision))
 
 
-@torch.library.custom_op("ahlm::snippet_scan", mutates_args=())
-def _scan(
+def _run(
     prior_stream: Tensor,
     posterior_stream: Tensor,
     gru_input: Tensor,
@@ -81,13 +80,11 @@ def _empty(stream: Tensor, initial_state: Tensor) -> SnippetOutput:
     return SnippetOutput(*(stream.new_empty(batch, n_snippets, *size) for size in sizes))
 
 
-@_scan.register_fake
-def _(*inputs: Any) -> SnippetOutput:
+def _fake(*inputs: Any) -> SnippetOutput:
     return _empty(inputs[0], inputs[N_TENSORS - 1])
 
 
-@torch.library.custom_op("ahlm::snippet_scan_backward", mutates_args=())
-def _scan_backward(
+def _run_backward(
     gradients: list[Tensor], outputs: list[Tensor], inputs: list[Tensor], backend: str, precision: str
 ) -> list[Tensor]:
     prior_stream, posterior_stream = inputs[:2]
@@ -108,8 +105,7 @@ def _scan_backward(
     return found
 
 
-@_scan_backward.register_fake
-def _(
+def _fake_backward(
     gradients: list[Tensor], outputs: list[Tensor], inputs: list[Tensor], backend: str, precision: str
 ) -> list[Tensor]:
     return [tensor.new_empty(tensor.shape) for tensor in inputs[:N_TENSORS]]
@@ -127,4 +123,6 @@ def _backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
     return (*found, *[None] * 5)  # noise, change-points, lengths, the kernel
 
 
-_scan.register_autograd(_backward, setup_context=_setup_context)
+_scan = register_op(SCAN, _run, _fake)
+_scan_backward = register_op(f"{SCAN}_backward", _run_backward, _fake_backward)
+torch.library.register_autograd(f"ahlm::{SCAN}", _backward, setup_context=_setup_context)
