@@ -113,6 +113,8 @@ class ClassifierConfig:
         width: channels of the embedding; none: the feature dimension.
         dropout: rate of snippet and feature dropout.
         n_snippets: T, snippets sampled from a video (section 4.2: 750 on THUMOS14, 150 on ActivityNet).
+        passes: samples of T snippets that are read of a longer video at test, each a part of a step later than the one
+            before; their mean is what is known of the video.
         topk_foreground: the foreground score is the mean of the top T / topk_foreground snippets.
         topk_context: likewise for context.
         topk_background: likewise for background.
@@ -127,6 +129,7 @@ class ClassifierConfig:
     width: int | None = None
     dropout: float = 0.7
     n_snippets: int = 750
+    passes: int = 1
     topk_foreground: int = 8
     topk_context: int = 3
     topk_background: int = 3
@@ -282,9 +285,9 @@ _RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
     ),
     (
         "detector.width detector.state_size detector.latent_size detector.snippet_latent_size detector.look_ahead "
-        "detector.crop classifier.width classifier.n_snippets classifier.topk_foreground classifier.topk_context "
-        "classifier.topk_background detector_optim.batch_size classifier_optim.batch_size localization.upsample "
-        "save_every",
+        "detector.crop classifier.width classifier.n_snippets classifier.passes classifier.topk_foreground "
+        "classifier.topk_context classifier.topk_background detector_optim.batch_size classifier_optim.batch_size "
+        "localization.upsample save_every",
         "at least 1",
         lambda value: value >= 1,
     ),

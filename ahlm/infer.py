@@ -140,30 +140,22 @@ class Predictor:
         if self.config.detector.both_directions:
             turned, _ = collate([video[::-1] for video in videos])
             backward = self.model.change_points(turned.to(self.device), lengths).change_points.cpu().numpy()
-        sampled = [sample_snippets_test(len(video), self.config.classifier.n_snippets) for video in videos]
-        snippets, n_sampled = (
-            tensor.to(self.device)
-            for tensor in collate([video[index] for video, index in zip(videos, sampled, strict=True)])
-        )
-        output = self.model.classify(snippets, n_sampled)
-        cas, scores = output.foreground_cas().cpu().numpy(), output.video_scores().cpu().numpy()
-        attention, embedding = output.attention.cpu().numpy(), output.embedding.cpu().numpy()
         changes, static, change = (
             tensor.cpu().numpy() for tensor in (scan.change_points, scan.kl_static, scan.kl_change)
         )
         analyses = []
-        for i, (video, index) in enumerate(zip(videos, sampled, strict=True)):
-            n, m = len(video), len(index)
+        for i, (scores, cas, attention, embedding) in enumerate(self._classify(videos)):
+            n = len(videos[i])
             edges, lead = np.flatnonzero(changes[i, :n]), self.model.detector.lead
             positions = edges + lead
             if backward is not None:
                 edges, positions = join_directions(edges, np.flatnonzero(backward[i, :n]), n, lead)
             analyses.append(
                 VideoAnalysis(
-                    scores[i],
-                    at_every_snippet(cas[i, :m], index, n),
-                    at_every_snippet(attention[i, :m], index, n),
-                    at_every_snippet(embedding[i, :m], index, n),
+                    scores,
+                    cas,
+                    attention,
+                    embedding,
                     edges,
                     np.interp(positions, np.arange(n + 1), self.spec.edges_s(n)),
                     static[i, :n],
@@ -171,6 +163,24 @@ class Predictor:
                 )
             )
         return analyses
+
+    def _classify(self, videos: Sequence[NDArray[np.float32]]) -> list[list[NDArray[np.float32]]]:
+        """Video scores, CAS, attention and embedding of every video: the means over EFC's passes."""
+        config = self.config.classifier
+        passes = config.passes if max(map(len, videos)) > config.n_snippets else 1
+        scores: Any = 0.0
+        sequences: list[Any] = [0.0] * len(videos)
+        for turn in range(passes):
+            indices = [sample_snippets_test(len(video), config.n_snippets, turn, passes) for video in videos]
+            sampled = collate([video[index] for video, index in zip(videos, indices, strict=True)])
+            output = self.model.classify(*(tensor.to(self.device) for tensor in sampled))
+            cas = output.foreground_cas()
+            values = torch.cat([cas, output.attention, output.embedding], dim=-1).cpu().numpy()
+            scores = scores + output.video_scores().cpu().numpy() / np.float32(passes)
+            for i, (video, index) in enumerate(zip(videos, indices, strict=True)):
+                sequences[i] += at_every_snippet(values[i, : len(index)], index, len(video)) / np.float32(passes)
+        columns = np.cumsum([cas.shape[-1], output.attention.shape[-1]])
+        return [[scores[i], *np.split(sequence, columns, axis=1)] for i, sequence in enumerate(sequences)]
 
     def analyse_dataset(self, dataset: FeatureDataset, progress: bool = True) -> list[VideoAnalysis]:
         """Analyse every video of a data set, in its order; videos of similar length are scanned together."""

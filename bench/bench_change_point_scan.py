@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ READINGS = {
 }
 FIRING: tuple[float | None, ...] = (None, 0.0, 0.1, 0.5)
 BACKENDS = ("reference", "cpu")
+LEAST_SECONDS = 1.0  # of measuring a case: a few milliseconds, timed five times, are an accident
 LONG = 10000  # snippets from which on only free firing is measured, three times
 MOST_ROWS = 16 * LONG  # video-steps of the largest case: 64 videos that long take minutes each
 REFERENCE_ROWS = 64 * 750  # video-steps beyond which the reference is neither differentiated nor timed
@@ -89,18 +91,28 @@ def compare(found: ScanOutput, expected: ScanOutput, rules: ScanRules) -> None:
         assert abs(ratio - 1) < 1e-4, f"video {video} differs at snippet {first}, where the KLs' ratio is {ratio} beta"
 
 
-def seconds(run: Callable[[], Tensor], backward: bool, repeats: int) -> list[float]:
-    """Sorted times of `run`, with its backward or without gradients."""
-    taken = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        if backward:
-            run().backward()  # type: ignore[no-untyped-call]
-        else:
-            with torch.inference_mode():
-                run()
-        taken.append(time.perf_counter() - start)
-    return sorted(taken[1:])  # the first call warms up
+def seconds_of(run: Callable[[], Tensor], backward: bool) -> float:
+    """Time of one run, with its backward or without gradients."""
+    start = time.perf_counter()
+    if backward:
+        run().backward()  # type: ignore[no-untyped-call]
+    else:
+        with torch.inference_mode():
+            run()
+    return time.perf_counter() - start
+
+
+def seconds(runs: Mapping[str, Callable[[], Tensor]], backward: bool, repeats: int) -> dict[str, list[float]]:
+    """Times of runs that take turns, since a machine's speed drifts: `repeats` each, for `LEAST_SECONDS` at least."""
+    for run in runs.values():
+        seconds_of(run, backward)  # warms up
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    turns, began = 0, time.perf_counter()
+    while turns < repeats or time.perf_counter() - began < LEAST_SECONDS:
+        turns += 1
+        for name, run in runs.items():
+            taken[name].append(seconds_of(run, backward))
+    return taken
 
 
 def measure(
@@ -110,9 +122,9 @@ def measure(
     case = Case(READINGS[reading], batch, n, firing)
     with torch.inference_mode():
         compare(case.output("cpu"), case.output("reference"), case.rules)
-    runs = {"nn.GRU": case.library, "cpu": lambda: case.scan("cpu")}
+    taken = seconds({"nn.GRU": case.library, "cpu": lambda: case.scan("cpu")}, backward, repeats)
     if both and batch * n <= REFERENCE_ROWS:
-        runs["reference"] = lambda: case.scan("reference")
+        taken["reference"] = [seconds_of(lambda: case.scan("reference"), backward)]
     row: dict[str, Any] = {
         "reading": reading,
         "batch": batch,
@@ -120,12 +132,11 @@ def measure(
         "firing": "free" if firing is None else firing,
         "direction": "forward + backward" if backward else "forward",
     }
-    for name, run in runs.items():
-        taken = seconds(run, backward, 1 if name == "reference" else repeats)
-        row[name] = {"min": taken[0], "median": taken[len(taken) // 2]}
-    ours = row["cpu"]["min"]
-    row["times faster than"] = {name: row[name]["min"] / ours for name in runs if name != "cpu"}
-    row["GFLOP/s"] = 1e-9 * matrix_operations(reading, batch, n, backward) / ours
+    for name, times in taken.items():
+        row[name] = {"min": min(times), "median": statistics.median(times), "runs": len(times)}
+    ours = row["cpu"]["median"]
+    row["times faster than"] = {name: row[name]["median"] / ours for name in taken if name != "cpu"}
+    row["GFLOP/s"] = 1e-9 * matrix_operations(reading, batch, n, backward) / row["cpu"]["min"]
     return row
 
 
@@ -139,7 +150,7 @@ def matrix_operations(reading: str, batch: int, n: int, backward: bool) -> int:
 def matrix_product_rate(n: int = 2048) -> float:
     """GFLOP/s of the library on one large product: what these cores can do."""
     a, b = torch.randn(n, n), torch.randn(n, n)
-    return 2e-9 * n**3 / seconds(lambda: a @ b, backward=False, repeats=5)[0]
+    return 2e-9 * n**3 / min(seconds({"product": lambda: a @ b}, backward=False, repeats=5)["product"])
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
@@ -181,7 +192,7 @@ def main() -> None:
                         ratios = ", ".join(f"{ratio:.1f}x {name}" for name, ratio in row["times faster than"].items())
                         print(
                             f"B {batch} T {n} {reading} firing {row['firing']} {row['direction']}: "
-                            f"{1e3 * row['cpu']['min']:.1f} ms, {row['GFLOP/s']:.0f} GFLOP/s, {ratios}",
+                            f"{1e3 * row['cpu']['median']:.1f} ms, {row['GFLOP/s']:.0f} GFLOP/s, {ratios}",
                             flush=True,
                         )
     if os.environ.get("AHLM_BENCH_WRITE"):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import ahlm
 from ahlm.ablation.rows import replaced
@@ -98,6 +99,27 @@ def test_long_videos_are_sampled_for_efc_and_scanned_whole(run: Path) -> None:
     assert analysis.cas.shape == (len(video), 4)
     assert analysis.kl_static.shape == (len(video),)
     assert analysis.change_points.max() > len(dataset.features(0))
+
+
+def test_passes_are_averaged(run: Path) -> None:
+    predictor, dataset = ahlm.load(run), demo_dataset("test")
+    predictor.config = replaced(predictor.config, {"classifier.n_snippets": 30, "classifier.passes": 3})
+    videos = [np.tile(dataset.features(0), (2, 1)), dataset.features(1)[:20]]  # sampled; read whole
+    found = predictor.analyse(videos)
+
+    for video, analysis in zip(videos, found, strict=True):
+        outputs = []
+        for turn in range(3):
+            index = np.floor((np.arange(30) + turn / 3) * len(video) / 30).astype(int)
+            index = index if len(video) > 30 else np.arange(len(video))
+            with torch.no_grad():
+                output = predictor.model.classify(torch.tensor(video[index])[None], torch.tensor([len(index)]))
+            cas = output.foreground_cas()[0].numpy()
+            spread = [np.interp(np.arange(len(video)), index, cas[:, c]) for c in range(cas.shape[1])]
+            outputs.append((np.stack(spread, 1), output.video_scores()[0].numpy()))
+        np.testing.assert_allclose(analysis.cas, np.mean([cas for cas, _ in outputs], 0), atol=1e-6)
+        np.testing.assert_allclose(analysis.video_scores, np.mean([scores for _, scores in outputs], 0), atol=1e-6)
+    assert not np.allclose(found[0].cas, ahlm.load(run).analyse(videos)[0].cas, atol=1e-3)
 
 
 def test_at_every_snippet_interpolates() -> None:

@@ -68,10 +68,11 @@ class Trainings:
         used: dict[str, Any] = {"data": self._fingerprint, "seed": config.seed, "squash": config.squash}
         if part == "classifier" or shared:
             used |= {name: values[name] for name in ("classifier", "classifier_optim")} | {"plain_mil": plain_mil}
+            used["classifier"].pop("passes")  # no matter of training, as below
         if part == "detector" or shared:
             used |= {name: values[name] for name in ("detector", "detector_optim", "detector_weight")}
             used["width"] = config.classifier.width
-            used["detector"].pop("both_directions")  # no matter of training
+            used["detector"].pop("both_directions")
         return ("both" if shared else part) + "-" + hashed(used)
 
     def checkpoint(self, config: Config, plain_mil: bool = False) -> Checkpoint:

@@ -18,9 +18,9 @@ def sample_snippets_train(n: int, size: int, rng: np.random.Generator) -> NDArra
     return np.minimum(np.floor((np.arange(size) + rng.random(size)) * n / size), n - 1).astype(np.int64)
 
 
-def sample_snippets_test(n: int, size: int) -> NDArray[np.int64]:
-    """All n indices, or `floor(arange(size) * n / size)` when n exceeds `size`."""
-    return np.arange(n) if n <= size else np.arange(size) * n // size
+def sample_snippets_test(n: int, size: int, turn: int = 0, passes: int = 1) -> NDArray[np.int64]:
+    """All n indices, or `floor((arange(size) + turn / passes) * n / size)` when n exceeds `size`."""
+    return np.arange(n) if n <= size else (np.arange(size) * passes + turn) * n // (size * passes)
 
 
 def crop_start(n: int, size: int, rng: np.random.Generator) -> int:

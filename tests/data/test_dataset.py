@@ -271,6 +271,15 @@ def test_sampling(n: int) -> None:
     np.testing.assert_array_equal(test, np.arange(n) if n <= 10 else np.floor(np.arange(10) * n / 10))
 
 
+@pytest.mark.parametrize("n", [11, 19, 40, 97])
+def test_passes_begin_a_part_of_a_step_later(n: int) -> None:
+    for turn in range(4):
+        np.testing.assert_array_equal(
+            sample_snippets_test(n, 10, turn, 4), np.floor((np.arange(10) + turn / 4) * n / 10)
+        )
+    assert (sample_snippets_test(7, 10, 3, 4) == np.arange(7)).all()
+
+
 def test_sampling_stays_inside_the_video() -> None:
     class Highest(np.random.Generator):
         def random(self, size: int) -> np.ndarray:  # type: ignore[override]
