@@ -26,7 +26,7 @@ from ahlm.errors import DataError
 from ahlm.evaluation import PROTOCOLS
 from ahlm.files import write_json, write_text
 from ahlm.infer import select_device
-from ahlm.train import Interrupted
+from ahlm.train import Interrupted, be_deterministic
 
 VALIDATION = 0.2  # share of the training list where the recipe keeps none
 
@@ -50,6 +50,7 @@ def open_experiment(config: Config, split: str, folder: Path, resamples: int) ->
 
 def run(config: Config, options: Any) -> int:
     """Body of the command; see `--help`."""
+    be_deterministic(config)
     folder = Path(options.output_dir)
     rows = chosen_rows(all_rows(config), options.only or [])
     if importlib.util.find_spec("ruptures") is None and any(row.points.startswith("kernel_") for row in rows):

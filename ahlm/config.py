@@ -196,6 +196,8 @@ class LocalizationConfig:
         relative_thresholds: `cas_thresholds` are shares of the class's largest CAS in the video.
         attention_thresholds: foreground thresholds on the foreground attention.
         upsample: points a snippet on which `thresholds` runs are found.
+        extend: snippets by which a segment begins before its first change-point and ends after its last: in a gradual
+            change, the change-point lies where most changes, and actions are labelled from its start to its end.
         contrast: a run of segments is compared with a `margin`, or with the segments next to it (`neighbours`).
         threshold_weight: factor of the scores of `thresholds` proposals where both kinds compete (`both`).
         oic_margin: outer-inner contrast: width of the outer margin, as a share of the segment's length.
@@ -214,6 +216,7 @@ class LocalizationConfig:
     relative_thresholds: bool = False
     attention_thresholds: tuple[float, ...] = ()
     upsample: int = 8
+    extend: float = 0.0
     contrast: Literal["margin", "neighbours"] = "margin"
     threshold_weight: float = 0.1
     oic_margin: float = 0.2
@@ -293,7 +296,7 @@ _RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
     ),
     (
         "detector.refractory detector.alpha detector.alpha_down detector_optim.iterations classifier_optim.iterations "
-        "localization.oic_margin seed",
+        "localization.oic_margin localization.extend seed",
         "at least 0",
         lambda value: 0 <= value < math.inf,
     ),

@@ -237,11 +237,14 @@ def predict(
         dataset: the videos.
         analyses: of `analyse_dataset`, when they are at hand already.
         config: replaces the predictor's (refinement and localisation).
-        oracle: true boundaries instead of detected change-points, all of which the LCS step leaves; evaluation only.
+        oracle: true boundaries instead of detected change-points, all of which the LCS step leaves and which segments
+            are not extended beyond; evaluation only.
     """
     config = config or predictor.config
     if oracle:
-        config = dataclasses.replace(config, refinement=dataclasses.replace(config.refinement, enabled=False))
+        refinement = dataclasses.replace(config.refinement, enabled=False)
+        localization = dataclasses.replace(config.localization, extend=0.0)
+        config = dataclasses.replace(config, refinement=refinement, localization=localization)
     analyses = analyses if analyses is not None else predictor.analyse_dataset(dataset)
     results: dict[str, list[dict[str, Any]]] = {}
     points: dict[str, dict[str, list[float]]] = {}

@@ -474,9 +474,7 @@ def run(config: Config, options: Any, argv: Sequence[str]) -> int:
     if options.tensorboard and find_spec("tensorboardX") is None:
         raise ModuleNotFoundError("--tensorboard needs tensorboardX: pip install 'ahlm[tb]'")
     training, validation, testing = open_splits(config)
-    if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
-        torch.use_deterministic_algorithms(True)
+    be_deterministic(config)
     print(describe(training, validation, testing, device, config))
     if earlier:
         folder = RunFolder(earlier)
@@ -517,12 +515,22 @@ def run(config: Config, options: Any, argv: Sequence[str]) -> int:
     return 0
 
 
+def be_deterministic(config: Config) -> None:
+    """Same seed, same bits, where the configuration asks for it; before anything runs on a GPU."""
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+        torch.use_deterministic_algorithms(True)
+
+
 def backends(device: str = "cpu") -> dict[str, str]:
-    """The implementation in use of every hot loop; a GPU's scan must first pass its check."""
+    """The implementation in use of every hot loop."""
     from ahlm.evaluation.average_precision import BACKEND as map_backend
     from ahlm.localization.suppression import BACKEND as nms_backend
 
-    return {"scan": default_backend(device), "lcs": "numba", "mAP": map_backend, "nms": nms_backend}
+    scan = default_backend(device)
+    if scan in ("triton", "cuda"):
+        scan += " once it has passed its check"
+    return {"scan": scan, "lcs": "numba", "mAP": map_backend, "nms": nms_backend}
 
 
 def describe(

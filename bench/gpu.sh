@@ -2,10 +2,12 @@
 # On a machine with a GPU, without a network, in at most nine minutes: build, test, compute-sanitizer, times, a profile.
 # Every step runs whatever became of the others; FOLDER/gpu_NAME.json says how each went and what it found.
 # Usage: bench/gpu.sh [FOLDER], by default bench/results.
-# PYTHON names an interpreter that has torch, scikit-build-core and pybind11. Exit codes: 0, 1 a step failed, 3 no GPU.
+# PYTHON names an interpreter that has torch, the dependencies of ahlm and of its tests, scikit-build-core and pybind11.
+# Exit codes: 0, 1 a step failed, 3 no GPU.
 set -uo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd) || exit 1
-folder=$(realpath "${1:-$root/bench/results}") || exit 1
+folder=${1:-$root/bench/results}
+mkdir -p "$folder" && folder=$(realpath "$folder") || exit 1
 cd "$root" || exit 1
 python=${PYTHON:-python3}
 if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2> /dev/null; then
@@ -33,11 +35,14 @@ step() { # NAME SECONDS COMMAND...: at most so long, and no longer than the nine
   fi
 }
 
-export PIP_DISABLE_PIP_VERSION_CHECK=1
-step build 150 env AHLM_CUDA=ON "$python" -m pip install --quiet --no-index --no-deps --no-build-isolation \
-  --force-reinstall .
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PATH=$PATH:/usr/local/cuda/bin # where CUDA installs its compiler
+cuda=AUTO # without nvcc there are the Triton kernels to measure
+command -v nvcc > /dev/null && cuda=ON
+# a folder of its own: a build from before nvcc was there remembers that it was not
+step build 150 env AHLM_CUDA=$cuda "$python" -m pip install --quiet --no-index --no-deps --no-build-isolation \
+  --force-reinstall --config-settings=build-dir="$work/build" .
 step resources 30 "$python" bench/gpu_scan.py resources --output "$work/resources.json"
-step tests 100 "$python" -m pytest -q -k "card or triton or cuda" tests/kernels
+step tests 100 "$python" -m pytest -q -k "on_the_card or on_the_gpu" tests/kernels
 for tool in memcheck synccheck; do
   step "$tool" 45 compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" bench/gpu_scan.py small \
     --output "$work/small.json"
@@ -45,8 +50,8 @@ done
 step times 170 "$python" bench/gpu_scan.py times --output "$work/times.json"
 step profile 60 "$python" bench/gpu_scan.py profile --output "$work/profile.json"
 
-driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2> /dev/null)
-"$python" - "$work" "$folder" "$driver" << 'PY'
+driver=$(timeout 10 nvidia-smi --query-gpu=driver_version --format=csv,noheader 2> /dev/null)
+"$python" - "$work" "$folder" "$driver" << 'PY' || failed=1
 import csv, json, pathlib, re, sys, torch
 
 work = pathlib.Path(sys.argv[1])

@@ -19,7 +19,7 @@ from ahlm.data.synthetic import demo_dataset
 from ahlm.files import write_json
 from ahlm.kernels.change_point_scan import ScanOutput, ScanRules, ScanStreams, ScanWeights, change_point_scan
 from ahlm.kernels.change_point_scan import fused_cuda as fused
-from ahlm.kernels.cuda import installed
+from ahlm.kernels.cuda import FEW_VIDEOS, installed
 from ahlm.kernels.snippet_scan import SnippetWeights, snippet_scan
 from ahlm.kernels.snippet_scan import fused_cuda as fused_snippets
 from ahlm.train import Trainer, new_model
@@ -156,16 +156,18 @@ def snippet_inputs(batch: int, n: int) -> dict[str, Any]:
 
 
 def small() -> None:
-    """One small case, forward and reverse, for compute-sanitizer."""
-    for rules in READINGS.values():
-        given = inputs(rules, 10, 6)
+    """Small cases, forward and reverse, for compute-sanitizer; the kernels for few videos and those for many."""
+    for batch in (10, FEW_VIDEOS + 4):
+        for rules in READINGS.values():
+            given = inputs(rules, batch, 6)
+            for precision in ("fp32", "fp16"):
+                output = fused.forward(**given, precision=precision)  # type: ignore[arg-type]
+            gradients = ScanOutput(output[0], *(torch.ones_like(value) for value in output[1:]))
+            fused.backward(gradients, output, *(given[k] for k in ("streams", "weights", "rules", "noise", "lengths")))
+        snippets = snippet_inputs(batch, 6)
         for precision in ("fp32", "fp16"):
-            output = fused.forward(**given, precision=precision)  # type: ignore[arg-type]
-        gradients = ScanOutput(output[0], *(torch.ones_like(value) for value in output[1:]))
-        fused.backward(gradients, output, *(given[k] for k in ("streams", "weights", "rules", "noise", "lengths")))
-    snippets = snippet_inputs(10, 6)
-    found = fused_snippets.forward(**snippets)
-    fused_snippets.backward(found, found, **snippets)
+            found = fused_snippets.forward(**snippets, precision=precision)
+        fused_snippets.backward(found, found, **snippets)
     torch.cuda.synchronize()
 
 

@@ -147,12 +147,22 @@ def register_op(name: str, run: Callable[..., Any], fake: Callable[..., Any]) ->
 
     Args:
         name: the op's.
-        run: the op itself; its annotations are the schema.
+        run: the op itself; its annotations are the schema, its first argument a tensor or a list of them.
         fake: empty outputs of the right shapes from the same arguments.
     """
-    # torch.library.custom_op does the same, and imports torch._dynamo, a second, at the first call
-    torch.library.define(f"ahlm::{name}", torch.library.infer_schema(run, mutates_args=()))
-    torch.library.impl(f"ahlm::{name}", "CompositeExplicitAutograd", run)
+
+    def guarded(*arguments: Any) -> Any:
+        first: Tensor = arguments[0] if isinstance(arguments[0], Tensor) else arguments[0][0]
+        # Triton launches on the current device; autograd may come from within autocast
+        device = torch.cuda.device_of(first)  # type: ignore[no-untyped-call]
+        with device, torch.autocast(first.device.type, enabled=False):
+            return run(*arguments)
+
+    schema = torch.library.infer_schema(run, mutates_args=())
+    # torch.library.custom_op does the same, and imports torch._dynamo, a second, at the first call. A CUDA graph could
+    # not hold these: the lengths are read on the way.
+    torch.library.define(f"ahlm::{name}", schema, tags=(torch.Tag.cudagraph_unsafe,))
+    torch.library.impl(f"ahlm::{name}", "CompositeExplicitAutograd", guarded)
     torch.library.register_fake(f"ahlm::{name}", fake)
     return getattr(torch.ops.ahlm, name).default
 

@@ -54,7 +54,7 @@ class Library:
     """The kernels in a shared object; `device` is the kind of memory they work on (`cpu`: they are emulated)."""
 
     def __init__(self, path: Path, device: str = "cuda") -> None:
-        self.device = device
+        self.path, self.device = path, device
         self.calls = ctypes.CDLL(str(path))
         self.calls.ahlm_cuda_error.restype = ctypes.c_char_p
 

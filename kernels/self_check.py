@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
 import os
 import tempfile
+import threading
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from . import cuda
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 # errors allowed, in units of each result's largest value; in the interpreter kernels are 50 times better
 TOLERANCE = {"fp32": 1e-4, "fp16": 3e-2}
 
 _verdicts: dict[tuple[str, str, str], bool] = {}
+_one_thread = threading.RLock()
 
 
 def cache_folder() -> Path:
@@ -35,43 +45,69 @@ def is_trusted(kernel: str, subject: str, device: torch.device, mismatch: Callab
         device: where it runs.
         mismatch: runs the kernel beside the reference and says how they differ; none: they agree.
 
-    A kernel that differs, or that raises, is refused with one warning, and again in every later process until
-    something of the verdict's facts changes.
+    A kernel that differs, or that leaves the device unusable, is refused with one warning, and again in every later
+    process until something of the verdict's facts changes. Any other error is refused in this process alone.
     """
     here = (kernel, subject, str(device))
-    if here not in _verdicts:
-        reason = _reason(kernel, subject, device, mismatch)
-        _verdicts[here] = not reason
-        if reason:
-            warnings.warn(f"the {kernel} kernel is off on {device} ({subject}): {reason}", RuntimeWarning, stacklevel=2)
-    return _verdicts[here]
+    with _one_thread:
+        if here not in _verdicts:
+            reason = _reason(kernel, subject, device, mismatch)
+            _verdicts[here] = not reason
+            if reason:
+                message = f"the {kernel} kernel is off on {device} ({subject}): {reason}"
+                warnings.warn(message, RuntimeWarning, stacklevel=2)
+        return _verdicts[here]
 
 
 def _reason(kernel: str, subject: str, device: torch.device, mismatch: Callable[[], str | None]) -> str:
     """Why a kernel is refused, from disk or by trying it; empty: it is not."""
     known = facts(kernel, subject, device)
     path = cache_folder() / (hashlib.sha256(json.dumps(known).encode()).hexdigest() + ".json")
+    with _one_process(path):
+        try:
+            kept = json.loads(path.read_text())
+            if kept["facts"] == known and isinstance(kept["reason"], str):
+                return kept["reason"] and f"{kept['reason']} (delete {path} to try again)"
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # no verdict, or no file that holds one: try
+        # a kernel that takes the process with it is refused the next time
+        _keep(path, {"facts": known, "reason": "an earlier check did not come to an end"})
+        try:
+            reason = mismatch() or ""
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            if _answers(device):  # no memory or no compiler, perhaps: the next process may have them
+                path.unlink(missing_ok=True)
+                return reason
+        except BaseException:  # Ctrl-C says nothing about the kernel
+            path.unlink(missing_ok=True)
+            raise
+        _keep(path, {"facts": known, "reason": reason})
+        return reason
+
+
+@contextlib.contextmanager
+def _one_process(path: Path) -> Iterator[None]:
+    """Others wait for the verdict; the lock of a process that died is free, and the verdict it left is read."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # without a place for the lock, each checks for itself
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(path.with_suffix(".lock").open("w"))
+            if fcntl is not None:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _answers(device: torch.device) -> bool:
+    """Whether a device still works; after an illegal access it does not, for as long as the process lives."""
     try:
-        kept = json.loads(path.read_text())
-        if kept["facts"] == known and isinstance(kept["reason"], str):
-            return kept["reason"] and f"{kept['reason']} (delete {path} to try again)"
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # no verdict, or no file that holds one: try
-    # a kernel that takes the process with it is refused the next time
-    _keep(path, {"facts": known, "reason": "an earlier check did not come to an end"})
-    try:
-        reason = mismatch() or ""
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-    except BaseException:  # Ctrl-C says nothing about the kernel
-        path.unlink(missing_ok=True)
-        raise
-    _keep(path, {"facts": known, "reason": reason})
-    return reason
+        return torch.ones(1, device=device).item() == 1
+    except Exception:
+        return False
 
 
 def facts(kernel: str, subject: str, device: torch.device) -> dict[str, Any]:
-    """What a verdict holds for: card, driver, versions and the kernels' source."""
+    """What a verdict holds for: card, driver, versions, switches and the kernels' source."""
     card, driver = "none", "none"
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -83,9 +119,9 @@ def facts(kernel: str, subject: str, device: torch.device) -> dict[str, Any]:
     except importlib.metadata.PackageNotFoundError:
         triton = "none"
     source = hashlib.sha256()
-    here = Path(__file__).parent
-    compiled = sorted(here.parent.glob("*.so")) if kernel == "cuda" else []
-    for file in (*sorted(here.rglob("*.py")), *compiled):
+    library = cuda.installed() if kernel == "cuda" else None
+    compiled = [] if library is None else [library.path]
+    for file in (*sorted(Path(__file__).parent.rglob("*.py")), *compiled):
         source.update(file.read_bytes())
     return {
         "kernel": kernel,
@@ -94,6 +130,8 @@ def facts(kernel: str, subject: str, device: torch.device) -> dict[str, Any]:
         "driver": driver,
         "torch": torch.__version__,
         "triton": triton,
+        "interpreter": os.environ.get("TRITON_INTERPRET", "0"),
+        "matrix products": torch.get_float32_matmul_precision(),
         "source": source.hexdigest(),
     }
 

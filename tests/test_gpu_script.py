@@ -50,10 +50,14 @@ def test_a_step_that_fails_loses_no_other(tmp_path: Path) -> None:
     python.write_text(STAND_IN.replace("FOLDER", str(tmp_path)).replace("PYTHON ", f"{sys.executable} "))
     python.chmod(0o755)
     done = subprocess.run(
-        [SCRIPT, tmp_path], env=os.environ | {"PYTHON": str(python)}, capture_output=True, text=True, check=False
+        [SCRIPT, tmp_path / "results"],
+        env=os.environ | {"PYTHON": str(python)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 1, done.stdout + done.stderr
-    result = json.loads((tmp_path / "gpu_some_card_80gb.json").read_text())
+    result = json.loads((tmp_path / "results" / "gpu_some_card_80gb.json").read_text())
     codes = {name: step["exit_code"] for name, step in result["steps"].items()}
     assert codes["build"] == codes["profile"] == 1
     assert codes["tests"] == codes["times"] == codes["resources"] == 0

@@ -117,11 +117,13 @@ def localize(
     focus_levels = np.asarray(config.attention_thresholds, float)
     found, selected = [], points[:0]
 
-    def add(group: Proposals, contrast: NDArray[np.float64], weight: float, at_s: NDArray[np.float64]) -> None:
+    def add(
+        group: Proposals, contrast: NDArray[np.float64], weight: float, at_s: NDArray[np.float64], extend_s: float
+    ) -> None:
         score = contrast + config.gamma * scores[chosen][group.class_index]
         times = (
-            np.clip(np.interp(position, np.arange(n + 1), at_s), 0.0, duration_s)
-            for position in (group.start, group.end)
+            np.clip(np.interp(position, np.arange(n + 1), at_s) + shift_s, 0.0, duration_s)
+            for position, shift_s in ((group.start, -extend_s), (group.end, extend_s))
         )
         found.append((group.class_index, np.where(score > 0, weight * score, score), *times))
 
@@ -132,11 +134,11 @@ def localize(
             group = segment_proposals(len(chosen), points, n, config.max_segments)
         beside = config.contrast == "neighbours"
         contrast = neighbour_contrast(sub, group, points) if beside else outer_inner_contrast(sub, group, margin)
-        add(group, contrast, 1.0, bounds_s)
+        add(group, contrast, 1.0, bounds_s, config.extend * (edges[-1] - edges[0]) / n)
     if config.proposals != "change_points":
         group = distinct(threshold_proposals(sub, focus, config.upsample, levels, focus_levels))
         weight = config.threshold_weight if uses_points else 1.0
-        add(group, outer_inner_contrast(sub, group, margin), weight, edges)
+        add(group, outer_inner_contrast(sub, group, margin), weight, edges, 0.0)
     class_index, score, start_s, end_s = (np.concatenate(column) for column in zip(*found, strict=True))
     visible = end_s > start_s  # a proposal may lie wholly after the stated end of the video
     class_index = chosen[class_index][visible].astype(np.int64)
@@ -207,6 +209,8 @@ def _check_settings(config: LocalizationConfig, attention: NDArray[np.float64] |
         raise ValueError(f"threshold_weight must be in (0, 1], got {config.threshold_weight}")
     if config.upsample < 1:
         raise ValueError(f"upsample must be at least 1, got {config.upsample}")
+    if not 0 <= config.extend < np.inf:
+        raise ValueError(f"extend must be finite and at least 0 snippets, got {config.extend}")
     if not 0 <= config.oic_margin < np.inf:
         raise ValueError(f"oic_margin must be finite and at least 0, got {config.oic_margin}")
     if not 0 < duration_s < np.inf:

@@ -13,14 +13,17 @@ from .reference_backward import scan_reference_backward
 from .types import ScanOutput, ScanRules, ScanStreams, ScanWeights
 
 N_SNIPPETS, LENGTHS = 12, (12, 12, 7, 2, 1)
+COPIES = (1, 7)  # of these videos: CUDA's kernels for up to `cuda.FEW_VIDEOS`, and those for more
 
 Tensors = TypeVar("Tensors", ScanStreams, ScanWeights, ScanOutput)
 
 
-def seeded_inputs(rules: ScanRules, latent: int, state: int) -> tuple[ScanStreams, ScanWeights, Tensor, Tensor]:
+def seeded_inputs(
+    rules: ScanRules, latent: int, state: int, copies: int
+) -> tuple[ScanStreams, ScanWeights, Tensor, Tensor]:
     """Streams, weights, noise and lengths (float64, on the CPU) that the rules ask for."""
-    generator = torch.Generator().manual_seed(0)
-    batch, uses_prior = len(LENGTHS), rules.static_belief == "prior" or rules.change_prior == "full"
+    generator, lengths = torch.Generator().manual_seed(0), torch.tensor(LENGTHS * copies)
+    batch, uses_prior = len(lengths), rules.static_belief == "prior" or rules.change_prior == "full"
     transition = rules.evidence == "transition"
 
     def draw(*shape: int, scale: float = 1.0) -> Tensor:
@@ -42,7 +45,7 @@ def seeded_inputs(rules: ScanRules, latent: int, state: int) -> tuple[ScanStream
         draw(2 * latent, state, scale=small) if transition else None,
         draw(state),
     )
-    return streams, weights, draw(batch, N_SNIPPETS, latent), torch.tensor(LENGTHS)
+    return streams, weights, draw(batch, N_SNIPPETS, latent), lengths
 
 
 def mismatch(
@@ -61,7 +64,25 @@ def mismatch(
         precision: of the kernel's products.
         device: where it runs.
     """
-    streams, weights, noise, lengths = seeded_inputs(rules, latent, state)
+    for copies in COPIES:
+        for is_noisy in (True, False):
+            if wrong := _mismatch(kernel, rules, latent, state, precision, device, copies, is_noisy):
+                return wrong
+    return None
+
+
+def _mismatch(
+    kernel: Any,
+    rules: ScanRules,
+    latent: int,
+    state: int,
+    precision: str,
+    device: torch.device,
+    copies: int,
+    is_noisy: bool,
+) -> str | None:
+    streams, weights, drawn, lengths = seeded_inputs(rules, latent, state, copies)
+    noise = drawn if is_noisy else None
 
     def moved(group: Tensors) -> Tensors:
         """In the kernel's type, on its device."""
@@ -69,7 +90,8 @@ def mismatch(
             None if t is None else t.to(device, torch.float32 if t.is_floating_point() else t.dtype) for t in group
         )
 
-    arguments = (moved(streams), moved(weights), rules, noise.to(device, torch.float32), lengths.to(device))
+    noise_there = None if noise is None else noise.to(device, torch.float32)
+    arguments = (moved(streams), moved(weights), rules, noise_there, lengths.to(device))
     output = kernel.forward(*arguments, None, precision)
     change_points = output.change_points.cpu()
     expected = scan_reference(streams, weights, rules, noise, lengths, change_points)

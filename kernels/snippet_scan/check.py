@@ -7,18 +7,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..change_point_scan.check import COPIES, LENGTHS, N_SNIPPETS
 from ..self_check import difference
 from .reference import snippet_scan_reference
 from .reference_backward import snippet_scan_reference_backward
 from .types import SnippetOutput, SnippetWeights
 
-N_SNIPPETS, LENGTHS = 12, (12, 12, 7, 2, 1)
-
 
 def mismatch(kernel: Any, latent: int, state: int, precision: str, device: torch.device) -> str | None:
     """How a kernel differs from the float64 reference, forward or backward; see `change_point_scan.check`."""
-    generator = torch.Generator().manual_seed(0)
-    shape = (len(LENGTHS), N_SNIPPETS)
+    found = (_mismatch(kernel, latent, state, precision, device, copies) for copies in COPIES)
+    return next(filter(None, found), None)
+
+
+def _mismatch(kernel: Any, latent: int, state: int, precision: str, device: torch.device, copies: int) -> str | None:
+    generator, lengths = torch.Generator().manual_seed(0), torch.tensor(LENGTHS * copies)
+    shape = (len(lengths), N_SNIPPETS)
 
     def draw(*size: int, scale: float = 1.0) -> Tensor:
         return scale * torch.randn(*size, generator=generator, dtype=torch.float64)
@@ -27,7 +31,7 @@ def mismatch(kernel: Any, latent: int, state: int, precision: str, device: torch
     sizes = ((3 * state, latent), (3 * state, state), (3 * state,), (3 * state,), *[(2 * latent, state)] * 2, (state,))
     weights = SnippetWeights(*(draw(*size, scale=small) for size in sizes))
     prior, posterior, noise = draw(*shape, 2 * latent), draw(*shape, 2 * latent), draw(*shape, latent)
-    change_points, lengths = torch.rand(shape, generator=generator) < 0.2, torch.tensor(LENGTHS)
+    change_points = torch.rand(shape, generator=generator) < 0.2
     gradients = SnippetOutput(*(draw(*shape, *size) for size in ((), (latent,), (state,))))
 
     def moved(tensor: Tensor) -> Tensor:

@@ -151,6 +151,23 @@ def test_compiles_and_exports(rules: ScanRules) -> None:
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_backward_within_autocast_is_not_in_16_bits(backend: str) -> None:
+    def gradients(is_cast: bool) -> Tensor:
+        inputs = case(LITERAL, dtype=torch.float32)
+        lengths = torch.full((3,), 12)
+        output = op.scan_op(
+            inputs["streams"], inputs["weights"], LITERAL, inputs["noise"], lengths, None, backend, "fp32"
+        )
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_cast):
+            float_sum(output).backward()  # type: ignore[no-untyped-call]
+        found = inputs["weights"].gru_state.grad
+        assert found is not None
+        return found
+
+    assert torch.equal(gradients(True), gradients(False))
+
+
 @pytest.mark.parametrize("rules", READINGS, ids=NAMES)
 def test_gradients_reach_what_the_reading_uses(rules: ScanRules) -> None:
     inputs = case(rules)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ahlm.kernels import cuda
 from ahlm.kernels.snippet_scan import SnippetOutput, SnippetWeights, snippet_scan
 from ahlm.kernels.snippet_scan import fused_cuda as fused
+from ahlm.kernels.snippet_scan.check import mismatch
 from ahlm.kernels.snippet_scan.reference_backward import snippet_scan_reference_backward
 
 LENGTHS = torch.tensor([12, 3, 1, 7, 12, 9, 2, 5, 11, 4])
@@ -24,7 +25,7 @@ def case(n: int = 12, z: int = 12, h: int = 64) -> dict[str, Any]:
     def draw(*shape: int, scale: float = 1.0) -> Tensor:
         return scale * torch.randn(*shape, generator=generator)
 
-    batch, lengths = len(LENGTHS), LENGTHS.clamp(max=n)
+    batch, lengths = len(LENGTHS), (LENGTHS * max(1, n // 12)).clamp(max=n)
     weights = SnippetWeights(
         draw(3 * h, z, scale=z**-0.5),
         draw(3 * h, h, scale=h**-0.5),
@@ -48,7 +49,8 @@ def check(library: cuda.Library, inputs: dict[str, Any]) -> SnippetOutput:
     output = fused.forward(**inputs, library=library)
     for name, value in output._asdict().items():
         torch.testing.assert_close(value, getattr(expected, name), rtol=2e-5, atol=1e-4 if name == "kl" else 1e-5)
-    gradients = SnippetOutput(*(torch.randn(v.shape, generator=torch.Generator().manual_seed(1)) for v in expected))
+    generator = torch.Generator().manual_seed(1)
+    gradients = SnippetOutput(*(torch.randn(v.shape, generator=generator).to(v.device) for v in expected))
     found = fused.backward(gradients, expected, **inputs, library=library)
     wanted = snippet_scan_reference_backward(gradients, expected, **inputs)
     for mine, theirs in zip((*found[:2], *found[2]), (*wanted[:2], *wanted[2]), strict=True):
@@ -104,6 +106,8 @@ def test_at_the_size_of_the_device(emulated: cuda.Library) -> None:
 def test_on_the_card() -> None:
     library = cuda.installed()
     assert library is not None
+    for precision in ("fp32", "fp16"):
+        assert mismatch(fused, 64, cuda.STATE_SIZE, precision, torch.device("cuda")) is None
     inputs = case(z=64, n=40, h=cuda.STATE_SIZE)
     on_card = {name: value.cuda() for name, value in inputs.items() if isinstance(value, Tensor)}
     check(library, on_card | {"weights": SnippetWeights(*(tensor.cuda() for tensor in inputs["weights"]))})

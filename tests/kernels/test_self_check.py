@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -79,6 +82,18 @@ class WrongSnippet(Snippet):
         return prior, posterior.flip(1), weights
 
 
+class WrongForMany(Kernel):
+    def forward(self, *arguments: Any) -> Any:
+        output = super().forward(*arguments)
+        return output._replace(latent=output.latent + 1) if len(output.latent) > 30 else output
+
+
+class WrongWithoutNoise(Kernel):
+    def forward(self, *arguments: Any) -> Any:
+        output = super().forward(*arguments)
+        return output._replace(latent=output.latent + 1) if arguments[3] is None else output
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, on disk and in memory."""
@@ -102,6 +117,8 @@ def test_accepts_the_reference(rules: ScanRules, precision: str) -> None:
         (WrongDecision(), "change-points contradict eq. 7"),
         (ReadsPadding(), "latent is off by inf"),
         (WrongGradient(), "the gradient of gru_state is off by"),
+        (WrongForMany(), "latent is off by"),
+        (WrongWithoutNoise(), "latent is off by"),
     ],
 )
 def test_finds_what_is_wrong(kernel: Kernel, message: str) -> None:
@@ -128,7 +145,7 @@ def test_a_verdict_is_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(self_check, "_verdicts", {})  # the next process
     assert tried(Crashes(), calls)
     assert calls == ["checked"]
-    (file,) = cache.glob("*")
+    (file,) = cache.glob("*.json")
     assert json.loads(file.read_text())["reason"] == ""
     # another torch, another driver, other source: another verdict
     monkeypatch.setattr(self_check, "_verdicts", {})
@@ -150,16 +167,53 @@ def test_a_wrong_kernel_is_refused_with_one_warning(monkeypatch: pytest.MonkeyPa
     assert calls == ["checked"]
 
 
-def test_an_exception_is_a_verdict() -> None:
+def test_an_error_is_kept_only_where_the_device_is_lost(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.warns(RuntimeWarning, match="RuntimeError: an illegal memory access"):
         assert not tried(Crashes(), [])
+    assert not tried(Kernel(), [])  # in this process
+    assert not list(cache.glob("*.json"))
+    monkeypatch.setattr(self_check, "_verdicts", {})  # the next one may have more memory
+    monkeypatch.setattr(self_check, "_answers", lambda _device: False)
+    with pytest.warns(RuntimeWarning, match="RuntimeError: an illegal memory access"):
+        assert not tried(Crashes(), [])
+    monkeypatch.setattr(self_check, "_verdicts", {})
+    with pytest.warns(RuntimeWarning, match="illegal memory access.*to try again"):
+        assert not tried(Kernel(), [])
+
+
+def test_devices_that_answer() -> None:
+    assert self_check._answers(CPU)
+    assert not self_check._answers(torch.device("cuda", 99))
+
+
+@pytest.mark.skipif(self_check.fcntl is None, reason="no file locks here")
+def test_processes_that_start_together_wait_for_one_verdict(cache: Path, tmp_path: Path) -> None:
+    """A check that goes on elsewhere is not one that did not come to an end."""
+    code = """
+import sys, time, warnings
+from pathlib import Path
+import torch
+from ahlm.kernels import self_check
+warnings.simplefilter("error")
+mark = Path(sys.argv[1])
+def mismatch():
+    with mark.open("a") as file:
+        file.write("checked ")
+    time.sleep(1)
+assert self_check.is_trusted("triton", "a scan", torch.device("cpu"), mismatch)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "mark")]
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    together = [subprocess.Popen(command, env=environment) for _ in range(3)]
+    assert [process.wait() for process in together] == [0, 0, 0]
+    assert (tmp_path / "mark").read_text() == "checked "
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"reason": ""}', '{"facts": {}, "reason": ""}', "\x00\xff"])
 def test_a_corrupted_cache_is_checked_again(content: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     assert tried(Kernel(), calls)
-    (file,) = cache.glob("*")
+    (file,) = cache.glob("*.json")
     file.write_bytes(content.encode("latin-1"))
     monkeypatch.setattr(self_check, "_verdicts", {})
     assert tried(Kernel(), calls)
@@ -175,7 +229,7 @@ def test_a_check_that_never_ended_is_a_refusal(cache: Path, monkeypatch: pytest.
 
     with pytest.raises(SystemExit):
         self_check.is_trusted("triton", "a scan", CPU, dies)
-    assert not list(cache.glob("*"))
+    assert not list(cache.glob("*.json"))
 
     def is_killed() -> str | None:
         (file,) = cache.glob("*.json")
