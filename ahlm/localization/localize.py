@@ -121,10 +121,10 @@ def localize(
         group: Proposals, contrast: NDArray[np.float64], weight: float, at_s: NDArray[np.float64], extend_s: float
     ) -> None:
         score = contrast + config.gamma * scores[chosen][group.class_index]
-        times = (
-            np.clip(np.interp(position, np.arange(n + 1), at_s) + shift_s, 0.0, duration_s)
-            for position, shift_s in ((group.start, -extend_s), (group.end, extend_s))
-        )
+        at = np.arange(n + 1)
+        start_s = np.interp(group.start, at, at_s) - np.where(group.start > 0, extend_s, 0.0)
+        end_s = np.interp(group.end, at, at_s) + np.where(group.end < n, extend_s, 0.0)
+        times = (np.clip(time_s, 0.0, duration_s) for time_s in (start_s, end_s))
         found.append((group.class_index, np.where(score > 0, weight * score, score), *times))
 
     if uses_points:

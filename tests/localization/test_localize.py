@@ -117,6 +117,19 @@ def test_threshold_proposals_yield_where_both_compete() -> None:
         assert weighted[segment] == pytest.approx(score)
 
 
+def test_segments_extend_beyond_change_points_alone() -> None:
+    config = replace(ONE, max_segments=1, contrast="neighbours", class_threshold=0.5, proposals="both")
+    plain, wide = run(config), run(replace(config, extend=0.75))
+    by_threshold = segments(run(replace(config, proposals="thresholds")))
+    assert sorted(segments(wide)) == sorted(
+        [(0, 0.0, 2.75), (0, 1.25, 5.75), (0, 4.25, 7.75), (0, 6.25, 8.0), *by_threshold]
+    )
+    assert sorted(wide.score) == pytest.approx(sorted(plain.score))
+    # neither before the video nor past its stated end, and its own ends are no change-points
+    clamped = run(replace(config, extend=3.0, proposals="change_points"), duration_s=9 * 0.64)
+    assert sorted(segments(clamped)) == [(0, 0.0, 5.0), (0, 0.0, 8.0), (0, 2.0, 9.0), (0, 4.0, 8.0)]
+
+
 def test_the_lcs_step_is_part_of_it() -> None:
     features = np.eye(3, dtype=np.float32)[[0, 0, 1, 1, 1, 2, 2, 2]]
     found = run(change_points=np.array([2, 3, 5, 7]), refinement=RefinementConfig(), similarity_features=features)
@@ -237,6 +250,7 @@ def test_one_snippet() -> None:
         ({"config": replace(ONE, max_segments=0)}, "max_segments must be at least 1, got 0"),
         ({"config": replace(ONE, threshold_weight=0.0)}, r"threshold_weight must be in \(0, 1\], got 0.0"),
         ({"config": replace(ONE, upsample=0)}, "upsample must be at least 1, got 0"),
+        ({"config": replace(ONE, extend=-0.5)}, "extend must be finite and at least 0 snippets, got -0.5"),
         ({"config": replace(ONE, oic_margin=-0.1)}, "oic_margin must be finite and at least 0, got -0.1"),
         ({"config": replace(ONE, suppression="soft", soft_sigma=0.0)}, "sigma must be positive, got 0.0"),
         ({"config": replace(ONE, nms_tiou=2.0)}, r"tiou must be in \[0, 1\], got 2.0"),
