@@ -94,18 +94,22 @@ def candidates(tensor: Tensor) -> tuple[str, ...]:
     return tuple(kernel for kernel in chains.get(wanted, by_default) if why_not(kernel, tensor) is None)
 
 
-def resolve(request: str, tensor: Tensor, subject: str, mismatch: Callable[[str], str | None]) -> str:
+def resolve(request: str, tensor: Tensor, state: int, subject: str, mismatch: Callable[[str], str | None]) -> str:
     """The implementation that the op runs.
 
     Args:
         request: what `choose_backend` returned.
-        tensor: a stream.
+        tensor: a stream (B, T, 2Z).
+        state: H.
         subject: what is compiled for this call: the scan, its reading, sizes and precision.
         mismatch: tries a kernel on this device and says how it differs from the reference; none: it does not.
     """
     if request != "auto":
         return request
+    batch, n_snippets, z2 = tensor.shape
     for kernel in candidates(tensor):
+        if kernel == "cuda" and not cuda.supports(batch, n_snippets, z2 // 2, state):
+            continue
         if kernel == "cpu" or is_trusted(kernel, subject, tensor.device, lambda kernel=kernel: mismatch(kernel)):  # type: ignore[misc]
             return kernel
     return "reference"

@@ -13,7 +13,7 @@ from ..cuda import available
 from ..gaussian import Gaussian, fuse, fuse_backward, kl_backward, split, split_backward
 from .types import ScanOutput, ScanRules, ScanStreams, ScanWeights
 
-__all__ = ["available", "backward", "forward", "supports"]
+__all__ = ["available", "backward", "forward"]
 
 _Scan = cuda.structure(
     "AhlmCudaScan",
@@ -23,12 +23,6 @@ _Scan = cuda.structure(
     "batch snippets latent_size state_size few held change_prior transition uses_state reset refractory",
     "belief_weight evidence_weight alpha alpha_down beta0 beta_low beta_high",
 )
-
-
-def supports(streams: ScanStreams, weights: ScanWeights) -> bool:
-    """Whether the kernels take scans of this size."""
-    batch, n_snippets, z2 = streams.start.shape
-    return cuda.supports(batch, n_snippets, z2 // 2, weights.initial_state.shape[0])
 
 
 def forward(

@@ -111,7 +111,7 @@ def _kernel(backend: str, precision: str, rules: ScanRules, start: Tensor, initi
     def differs(kernel: str) -> str | None:
         return mismatch(gpu_module(kernel, SCAN), rules, latent, state, precision, start.device)
 
-    return resolve(backend, start, subject, differs)
+    return resolve(backend, start, state, subject, differs)
 
 
 def _empty(start: Tensor, initial_state: Tensor) -> ScanOutput:

@@ -10,7 +10,7 @@ from ..cuda import available
 from ..gaussian import Gaussian, kl, kl_backward, split, split_backward
 from .types import SnippetOutput, SnippetWeights
 
-__all__ = ["available", "backward", "forward", "supports"]
+__all__ = ["available", "backward", "forward"]
 
 _Snippets = cuda.structure(
     "AhlmCudaSnippets",
@@ -18,12 +18,6 @@ _Snippets = cuda.structure(
     "lengths order latent state",
     "batch snippets latent_size state_size few",
 )
-
-
-def supports(prior_stream: Tensor, weights: SnippetWeights) -> bool:
-    """Whether the kernels take scans of this size."""
-    batch, n_snippets, z2 = prior_stream.shape
-    return cuda.supports(batch, n_snippets, z2 // 2, weights.initial_state.shape[0])
 
 
 def forward(

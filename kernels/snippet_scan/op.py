@@ -71,7 +71,7 @@ def _kernel(backend: str, precision: str, stream: Tensor, initial_state: Tensor)
     def differs(kernel: str) -> str | None:
         return mismatch(gpu_module(kernel, SCAN), latent, state, precision, stream.device)
 
-    return resolve(backend, stream, f"{SCAN} Z={latent} H={state} {precision}", differs)
+    return resolve(backend, stream, state, f"{SCAN} Z={latent} H={state} {precision}", differs)
 
 
 def _empty(stream: Tensor, initial_state: Tensor) -> SnippetOutput:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ahlm.kernels import cuda
+from ahlm.kernels import compiled, cuda
 from ahlm.kernels.change_point_scan import ScanOutput, ScanRules, ScanStreams, ScanWeights, change_point_scan
 from ahlm.kernels.change_point_scan import fused_cuda as fused
 from ahlm.kernels.change_point_scan.check import mismatch
@@ -277,10 +277,22 @@ def test_rejects(emulated: cuda.Library, change: dict[str, Any], message: str) -
 
 
 def test_rejects_sizes_without_a_kernel(emulated: cuda.Library) -> None:
-    inputs = case(FILTERED, h=32)
-    assert not fused.supports(inputs["streams"], inputs["weights"])
     with pytest.raises(RuntimeError, match="no kernel of this size"):
-        fused.forward(**inputs, library=emulated)
+        fused.forward(**case(FILTERED, h=32), library=emulated)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "fits"),
+    [((64, 750, 64, 256), True), ((1, 1, 65, 256), False), ((1, 1, 8, 64), False), ((2**16, 2**15, 64, 256), False)],
+)
+def test_sizes_without_a_kernel_take_the_next_one(
+    sizes: tuple[int, ...], fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, n, z, h = sizes
+    monkeypatch.setattr(compiled, "candidates", lambda _tensor: ("cuda", "triton"))
+    monkeypatch.setattr(compiled, "is_trusted", lambda *_: True)
+    stream = torch.empty(batch, n, 2 * z, device="meta")
+    assert compiled.resolve("auto", stream, h, "a scan", lambda _kernel: None) == ("cuda" if fits else "triton")
 
 
 @pytest.mark.slow

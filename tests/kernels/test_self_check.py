@@ -270,6 +270,7 @@ def test_falls_back_in_order(
 
     monkeypatch.setattr(op, "gpu_module", module)
     monkeypatch.setattr(compiled, "candidates", lambda _tensor: ("cuda", "triton"))
+    monkeypatch.setattr(compiled.cuda, "supports", lambda *_: True)
     generator = torch.Generator().manual_seed(0)
     shapes = ((3, 1), (3, 1), (3,), (3,), (2, 1), (2,))
     weights = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
