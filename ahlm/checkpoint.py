@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from argparse import ArgumentError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,11 @@ def load_weights(path: str | Path) -> Checkpoint:
         raise DataError(path, "checkpoint", "a complete .safetensors file", error) from None
     if header.get("format") != FORMAT:
         raise DataError(path, "metadata", f"format {FORMAT}", header.get("format", "none"))
-    config, features = config_from(header["config"]), header["features"]
+    try:
+        config, features = config_from(header["config"]), header["features"]
+    except (ArgumentError, ValueError) as error:
+        found, hint = " ".join(str(error).split()), "written by another version of ahlm?"
+        raise DataError(path, "config", "the settings of this version", found, hint) from None
     feature_dim = features.pop("feature_dim")
     model = AHLM(feature_dim, len(header["classes"]), config.detector, config.classifier, config.squash)
     try:

@@ -398,6 +398,20 @@ def test_truncated_checkpoint_is_refused(tmp_path: Path) -> None:
         load_weights(path)
 
 
+@pytest.mark.parametrize(("field", "value"), [("wings", 2), ("n_snippets", "many"), ("n_snippets", 0)])
+def test_checkpoint_of_other_settings_is_refused(
+    field: str, value: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = short_config()
+    model, mapping = new_model(demo_dataset("train"), config), config_mapping(config)
+    mapping["classifier"][field] = value
+    monkeypatch.setattr(ahlm.checkpoint, "config_mapping", lambda _config: mapping)
+    path = tmp_path / "model.safetensors"
+    save_weights(path, Checkpoint(model, config, ("a", "b", "c", "d"), FeatureSpec(), 64, 0))
+    with pytest.raises(DataError, match=rf"model\.safetensors: config: .*{field}.*another version"):
+        load_weights(path)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_16_bits_multiply_and_nothing_else(precision: str) -> None:
     """Products round, so the losses move a little; scans, losses and weights stay float32."""
