@@ -42,7 +42,8 @@ command -v nvcc > /dev/null && cuda=ON
 step build 150 env AHLM_CUDA=$cuda "$python" -m pip install --quiet --no-index --no-deps --no-build-isolation \
   --force-reinstall --config-settings=build-dir="$work/build" .
 step resources 30 "$python" bench/gpu_scan.py resources --output "$work/resources.json"
-step tests 100 "$python" -m pytest -q -k "on_the_card or on_the_gpu" tests/kernels
+step card 50 "$python" -m pytest -q -k on_the_card tests/kernels
+step triton 90 "$python" -m pytest -v tests/kernels/triton_scans.py
 for tool in memcheck synccheck; do
   step "$tool" 45 compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" bench/gpu_scan.py small \
     --output "$work/small.json"

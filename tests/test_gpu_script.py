@@ -60,7 +60,7 @@ def test_a_step_that_fails_loses_no_other(tmp_path: Path) -> None:
     result = json.loads((tmp_path / "results" / "gpu_some_card_80gb.json").read_text())
     codes = {name: step["exit_code"] for name, step in result["steps"].items()}
     assert codes["build"] == codes["profile"] == 1
-    assert codes["tests"] == codes["times"] == codes["resources"] == 0
+    assert codes["card"] == codes["triton"] == codes["times"] == codes["resources"] == 0
     assert result["steps"]["build"]["last_lines"] == ["no compiler"]
     assert result["times"] == [1]
     assert "no compiler" in done.stdout
