@@ -154,6 +154,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", choices=("validation", "test"), default="validation", help="what rows are scored on")
     parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap over videos")
     config, options = parse(parser, sys.argv[1:] if argv is None else argv)
+    if options.resamples < 1:
+        parser.error(f"--resamples must be at least 1, got {options.resamples}")
     try:
         return run(config, options)
     except (KeyboardInterrupt, Interrupted):
@@ -165,6 +167,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except (OSError, FloatingPointError, MemoryError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -57,7 +57,10 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> tuple[Config, Namespac
     if recipe is None:
         recipe = DATA_RECIPE if any(word.split("=")[0] == "--data.root" for word in rest) else DEMO_RECIPE
     argv = [f"--config={recipe_path(recipe)}", *rest]
-    namespace = parser.parse_args(argv)
+    try:
+        namespace = parser.parse_args(argv)
+    except TypeError as error:  # a group of fields that is null
+        parser.error(str(error))
     own = Namespace(**{name: namespace[name] for name in vars(namespace) if name not in (*_FIELDS, "config")})
     try:
         return _instantiate(parser, {name: namespace[name] for name in _FIELDS}), own

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ahlm.config import DataConfig
+from ahlm.errors import DataError
 
 if TYPE_CHECKING:
     from ahlm.data.inspection import Inspection
@@ -47,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = inspect(DataConfig(**{name: getattr(arguments, name) for name in names}), progress=True)
     except KeyboardInterrupt:
         return 130
+    except (DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
     print(json.dumps(found.to_dict(), indent=1) if arguments.json else _table(found))
     return 3 if found.errors else 0
 

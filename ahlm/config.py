@@ -276,6 +276,11 @@ class Config:
                     raise ValueError(f"{name} must be {allowed}, got {value}")
         if not DEVICE.fullmatch(self.device):
             raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {self.device}")
+        if not all(map(math.isfinite, (*self.localization.cas_thresholds, *self.localization.attention_thresholds))):
+            raise ValueError("localization.cas_thresholds and attention_thresholds must be finite")
+        low, high = self.detector.beta_range
+        if not 0 <= low <= high < math.inf:
+            raise ValueError(f"detector.beta_range must be two rising numbers of at least 0, got {low}, {high}")
         if not (self.localization.cas_thresholds or self.localization.attention_thresholds):
             raise ValueError("localization must have cas_thresholds or attention_thresholds, got neither")
 
@@ -290,16 +295,21 @@ _RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
         "detector.width detector.state_size detector.latent_size detector.snippet_latent_size detector.look_ahead "
         "detector.crop classifier.width classifier.n_snippets classifier.passes classifier.topk_foreground "
         "classifier.topk_context classifier.topk_background detector_optim.batch_size classifier_optim.batch_size "
-        "localization.upsample save_every",
+        "localization.upsample localization.max_segments refinement.max_rounds save_every",
         "at least 1",
         lambda value: value >= 1,
     ),
     (
-        "detector.refractory detector.alpha detector.alpha_down detector_optim.iterations classifier_optim.iterations "
-        "localization.oic_margin localization.extend seed",
+        "detector.refractory detector.alpha detector.alpha_down detector.beta0 detector.evidence_weight "
+        "detector.kl_weight detector.kl_warmup detector.free_nats detector_optim.iterations detector_optim.warmup "
+        "detector_optim.weight_decay detector_optim.clip_norm classifier_optim.iterations classifier_optim.warmup "
+        "classifier_optim.weight_decay classifier_optim.clip_norm localization.oic_margin localization.extend",
         "at least 0",
         lambda value: 0 <= value < math.inf,
     ),
+    ("seed", "in 0 .. 2^63 - 1", lambda value: 0 <= value < 2**63),
+    ("refinement.lcs_ratio localization.threshold_weight", "in (0, 1]", lambda value: 0 < value <= 1),
+    ("refinement.cosine_threshold", "in [-1, 1]", lambda value: -1 <= value <= 1),
     ("data.validation classifier.dropout", "in [0, 1)", lambda value: 0 <= value < 1),
-    ("localization.nms_tiou", "in [0, 1]", lambda value: 0 <= value <= 1),
+    ("localization.nms_tiou detector.belief_weight", "in [0, 1]", lambda value: 0 <= value <= 1),
 )

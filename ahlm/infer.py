@@ -79,6 +79,12 @@ class Predictor:
         self.device = torch.device(device)
         self.model = checkpoint.model.to(self.device).eval()
 
+    def follow(self, dataset: FeatureDataset) -> None:
+        """Take the timeline of a data set, with a note where it is not that of the training."""
+        if dataset.spec != self.spec:
+            print(f"note: trained on {self.spec}, this data set says {dataset.spec} ({dataset.spec_source})")
+            self.spec = dataset.spec
+
     def localize(self, features: NDArray[Any], duration_s: float | None = None, **localization: Any) -> list[Detection]:
         """Detections of one video, best first.
 
@@ -197,6 +203,8 @@ def at_every_snippet(values: NDArray[np.float32], index: NDArray[np.int64], n: i
     """Values [m, K] at sampled snippets `index`, linear in between, at all n snippets [n, K]."""
     if len(index) == n:
         return values
+    if len(index) == 1:
+        return np.repeat(values, n, axis=0)
     right = np.searchsorted(index, np.arange(n), side="right").clip(1, len(index) - 1)
     left = right - 1
     share = ((np.arange(n) - index[left]) / (index[right] - index[left])).clip(0, 1)[:, None].astype(np.float32)
@@ -315,9 +323,7 @@ def run(arguments: argparse.Namespace) -> int:
             )
         for note in dataset.notes:
             print(f"note: {note}")
-        if dataset.spec != predictor.spec:
-            print(f"note: trained on {predictor.spec}, this data set says {dataset.spec} ({dataset.spec_source})")
-            predictor.spec = dataset.spec
+        predictor.follow(dataset)
         predictions = predict(predictor, dataset, config=config, oracle=arguments.oracle)
     else:
         dataset = FeatureDataset.from_files(

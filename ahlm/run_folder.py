@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import platform
@@ -16,6 +17,11 @@ from typing import Any
 import ahlm
 from ahlm.errors import DataError
 from ahlm.files import read_json, write_json, write_text
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 FILES = {
     "config": "config.yaml",
@@ -47,14 +53,13 @@ class RunFolder:
         """A new folder; without `path` the first free one of `runs/NAME`, `runs/NAME-2`, ...
 
         Raises:
-            FileExistsError: `path` holds a run and `overwrite` is off.
+            FileExistsError: `path` holds a run and `overwrite` is off, or another process is at work in it.
         """
         if path is None:
-            path, number = Path("runs") / name, 1
-            while path.exists():
-                number += 1
-                path = Path("runs") / f"{name}-{number}"
+            path = _first_free(Path("runs"), name)
         folder = cls(path)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.claim()
         occupied = [file for file in FILES.values() if (folder.path / file).exists()]
         if occupied and not overwrite:
             raise FileExistsError(
@@ -62,8 +67,27 @@ class RunFolder:
             )
         for file in occupied:
             (folder.path / file).unlink()
-        folder.path.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def claim(self) -> None:
+        """Keep other processes from training into the folder for as long as this object lives.
+
+        Raises:
+            FileExistsError: another process has it.
+        """
+        if fcntl is None:
+            return
+        self._lock = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FileExistsError(f"another process is at work in {self.path}") from None
+        except OSError:
+            pass  # a file system without locks
+
+    def __del__(self) -> None:
+        if "_lock" in self.__dict__:
+            os.close(self._lock)
 
     def write_config(self, text: str) -> None:
         """Write config.yaml."""
@@ -100,6 +124,18 @@ class RunFolder:
                 "git": git_state(),
             },
         )
+
+
+def _first_free(folder: Path, name: str) -> Path:
+    """NAME, NAME-2, ... in a folder, made here, so that two runs which start together get two."""
+    for number in itertools.count(1):
+        path = folder / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return path
+    raise AssertionError
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -418,6 +418,7 @@ def test(predictor: Predictor, dataset: FeatureDataset, analyses: Sequence[Video
     summary = {"checkpoint": "last", "step": predictor.checkpoint.step, **result.to_dict()}
     if folder.best.exists():
         best = Predictor(load_weights(folder.best), str(predictor.device))
+        best.spec = predictor.spec
         summary["best"] = {
             "checkpoint": "best on validation",
             "step": best.checkpoint.step,
@@ -478,19 +479,27 @@ def run(config: Config, options: Any, argv: Sequence[str]) -> int:
     print(describe(training, validation, testing, device, config))
     if earlier:
         folder = RunFolder(earlier)
+        folder.claim()
         trained = load_weights(folder.weights)
         for name in ("classes", "feature_dim"):
             if getattr(training, name) != getattr(trained, name):
                 expected = f"{getattr(trained, name)} as in {folder.path}"
                 raise DataError(str(config.data.root), name, expected, getattr(training, name))
         print(f"settings are those of {folder.path}")
-    else:
+    model = None
+    if not options.eval_only:
+        try:
+            model = new_model(training, config)
+        except ValueError as error:  # settings that do not go with these features
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+    if not earlier:
         name = "demo" if config.data.root is None else Path(config.data.root).resolve().name
         folder = RunFolder.create(options.output_dir, name, options.overwrite)
         folder.write_config(yaml.safe_dump(config_mapping(config), sort_keys=False))
     here = shlex.quote(str(folder.path))
-    if not options.eval_only:
-        trainer = Trainer(new_model(training, config), training, config, device)
+    if model is not None:
+        trainer = Trainer(model, training, config, device)
         if options.resume:
             trainer.restore(load_state(folder.state))
             folder.forget_after(trainer.step + 1)
@@ -505,6 +514,7 @@ def run(config: Config, options: Any, argv: Sequence[str]) -> int:
             )
             return 130
     predictor = Predictor(load_weights(folder.weights), device)
+    predictor.follow(testing or training)
     analyses = predictor.analyse_dataset(testing or training)
     print(firing(analyses))
     if testing is None:
@@ -553,6 +563,9 @@ def describe(
         f"{spec.fps:g} fps, stride {spec.stride:g}, window {spec.window:g} (from {training.spec_source}): "
         f"{spec.snippet_s:.3g} s a snippet",
     ]
+    both = sorted({video.id for video in training.videos} & {video.id for video in testing.videos}) if testing else []
+    if both and config.data.root is not None:
+        lines.append(f"note: {len(both)} videos are both trained on and tested: {', '.join(both[:5])}")
     lines += [f"note: {note}" for note in (*training.notes, *(testing.notes if testing else ()))]
     return "\n".join(lines)
 

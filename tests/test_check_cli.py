@@ -223,6 +223,14 @@ def test_wrong_command_lines(options: list[str]) -> None:
     assert exit_.value.code == 2
 
 
+def test_lists_that_cannot_be_read(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "missing_files.txt").write_bytes(b"\xff\xfe\x00")
+    assert main([str(root)]) == 3
+    error = capsys.readouterr().err
+    assert "missing_files.txt" in error
+    assert error.count("\n") == 1
+
+
 def test_interrupted(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

@@ -128,6 +128,10 @@ def test_at_every_snippet_interpolates() -> None:
     np.testing.assert_allclose(spread[:, 0], [0, 1, 2, 4, 6, 8, 8])
 
 
+def test_one_sample_is_known_everywhere() -> None:
+    np.testing.assert_array_equal(at_every_snippet(np.array([[2.0, 3.0]], np.float32), np.array([0]), 3), [[2, 3]] * 3)
+
+
 def test_length_batches_hold_every_video_once() -> None:
     lengths = [5, 40_000, 7, 9_000, 9_000, 9_000, 1]
     batches = list(length_batches(lengths))

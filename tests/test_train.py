@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,7 +87,23 @@ def test_unknown_field_in_a_file_is_an_error(tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("--seed=-1", "seed must be at least 0, got -1"),
+        ("--seed=-1", "seed must be in 0 .. 2^63 - 1, got -1"),
+        ("--seed=99999999999999999999", "seed must be in 0 .. 2^63 - 1, got 99999999999999999999"),
+        ("--localization.max_segments=0", "localization.max_segments must be at least 1, got 0"),
+        ("--localization.threshold_weight=2", "localization.threshold_weight must be in (0, 1], got 2"),
+        ("--localization.extend=-1", "localization.extend must be at least 0, got -1"),
+        ("--localization.cas_thresholds=[.nan]", "localization.cas_thresholds and attention_thresholds must be finite"),
+        ("--refinement.lcs_ratio=0", "refinement.lcs_ratio must be in (0, 1], got 0"),
+        ("--refinement.max_rounds=0", "refinement.max_rounds must be at least 1, got 0"),
+        ("--refinement.cosine_threshold=1.5", "refinement.cosine_threshold must be in [-1, 1], got 1.5"),
+        ("--classifier.passes=0", "classifier.passes must be at least 1, got 0"),
+        ("--classifier_optim.weight_decay=-1", "classifier_optim.weight_decay must be at least 0, got -1"),
+        ("--detector_optim.clip_norm=-1", "detector_optim.clip_norm must be at least 0, got -1"),
+        ("--detector.belief_weight=7", "detector.belief_weight must be in [0, 1], got 7"),
+        (
+            "--detector.beta_range=[0.9,0.1]",
+            "detector.beta_range must be two rising numbers of at least 0, got 0.9, 0.1",
+        ),
         ("--save_every=0", "save_every must be at least 1, got 0"),
         ("--data.fps=0", "data.fps must be a positive number, got 0"),
         ("--data.validation=1.5", "data.validation must be in [0, 1), got 1.5"),
@@ -202,6 +219,62 @@ def test_tensorboard_is_an_extra(
 def test_bad_data_leaves_no_folder_behind(tmp_path: Path) -> None:
     assert main(["--data.root", str(tmp_path / "nowhere"), "--output-dir", str(tmp_path / "run")]) == 3
     assert not (tmp_path / "run").exists()
+
+
+def test_settings_that_do_not_fit_the_features_leave_the_old_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main([*SHORT, "--output-dir", str(run)]) == 0
+    before = sorted(run.iterdir())
+    unfit = ["--detector.standardise=slow", "--detector.slow_size=65", "--output-dir", str(run), "--overwrite"]
+    assert main([*SHORT, *unfit]) == 2
+    assert "detector.slow_size must be within 1 .. 64, the feature dimension, got 65" in capsys.readouterr().err
+    assert sorted(run.iterdir()) == before
+
+
+def test_a_folder_has_one_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert main([*SHORT, "--output-dir", str(run)]) == 0
+    code = "import sys; from ahlm.run_folder import RunFolder; f = RunFolder(sys.argv[1]); f.claim(); print(); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code, str(run)], **pipes) as other:  # type: ignore[call-overload]
+        other.stdout.readline()
+        for command in (["--resume", str(run)], [*SHORT, "--output-dir", str(run), "--overwrite"]):
+            assert main(command) == 2
+            assert f"another process is at work in {run}" in capsys.readouterr().err
+        other.communicate(b"\n")
+    assert main(["--eval-only", str(run)]) == 0
+
+
+def test_evaluating_again_follows_the_timeline_of_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Twice the frames a second and half of every time are the same videos."""
+    data, run = tmp_path / "data", tmp_path / "run"
+    write_demo(data)
+    assert main([*SHORT, "--config", "demo", "--data.root", str(data), "--output-dir", str(run)]) == 0
+    before = json.loads((run / FILES["evaluation"]).read_text())
+    spec, truth = (json.loads((data / name).read_text()) for name in ("features.json", "gt.json"))
+    spec["fps"] *= 2
+    for entry in truth["database"].values():
+        entry["duration"] /= 2
+        for item in entry["annotations"]:
+            item["segment"] = [float(time) / 2 for time in item["segment"]]
+    for name, content in (("features.json", spec), ("gt.json", truth)):
+        (data / name).write_text(json.dumps(content))
+    capsys.readouterr()
+    assert main(["--eval-only", str(run)]) == 0
+    assert "this data set says" in capsys.readouterr().out
+    assert json.loads((run / FILES["evaluation"]).read_text())["mAP"] == before["mAP"]
+
+
+def test_videos_of_both_lists_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data"
+    write_demo(data)
+    shutil.copy(data / "test" / "test_003.npy", data / "train")
+    with (data / "split_train.txt").open("a") as file:
+        file.write("test_003\n")
+    assert main([*SHORT, "--config", "demo", "--data.root", str(data), "--output-dir", str(tmp_path / "run")]) == 0
+    assert "note: 1 videos are both trained on and tested: test_003" in capsys.readouterr().out
 
 
 def test_bad_values_of_the_test_split_stop_a_run_before_it_starts(

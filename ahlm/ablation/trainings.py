@@ -66,6 +66,7 @@ class Trainings:
         values = config_mapping(config)
         shared = config.detector.shared_embedding
         used: dict[str, Any] = {"data": self._fingerprint, "seed": config.seed, "squash": config.squash}
+        used |= {"precision": config.precision, "deterministic": config.deterministic}
         if part == "classifier" or shared:
             used |= {name: values[name] for name in ("classifier", "classifier_optim")} | {"plain_mil": plain_mil}
             used["classifier"].pop("passes")  # no matter of training, as below

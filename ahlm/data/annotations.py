@@ -105,10 +105,17 @@ def _read_csv(path: Path, problems: list[DataError] | None) -> dict[str, Annotat
     labels: dict[str, set[str]] = {}
     segments: dict[str, list[Segment]] = {}
     subsets: dict[str, str] = {}
-    reader = csv.DictReader(io.StringIO(text), skipinitialspace=True)
+    reader = csv.DictReader(io.StringIO(text), skipinitialspace=True, strict=True)
+
+    def rows() -> Iterator[dict[str, Any]]:
+        try:
+            yield from reader
+        except csv.Error as error:
+            raise DataError(path, f"line {reader.line_num + 1}", "a CSV whose quotes are closed", error) from None
+
     if not {"video", "label"} <= set(reader.fieldnames or ()):
         raise DataError(path, "header", "the columns video,label[,start,end][,subset]", reader.fieldnames)
-    for row in reader:
+    for row in rows():
         # a short row has none where a column is missing, a long one a list under no name
         cells = {column: value.strip() for column, value in row.items() if column and isinstance(value, str)}
         with _collect(problems):

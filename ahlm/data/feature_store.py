@@ -109,9 +109,11 @@ def _open_array(path: Path) -> Iterator[tuple[IO[bytes], int]]:
                 raise DataError(path, NPZ_KEY, "an array of this name", stored or "an empty archive")
             with archive.open(f"{NPZ_KEY}.npy") as member:
                 yield member, archive.getinfo(f"{NPZ_KEY}.npy").file_size
+    except DataError:
+        raise
     except FileNotFoundError:
         raise DataError(path, "file", "snippet features [n, F]", "no such file") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # damaged archives and headers raise many kinds
         raise DataError(path, "file", "a complete .npy or .npz array of numbers", error) from None
 
 

@@ -42,7 +42,8 @@ def read_results(source: Source) -> tuple[str, dict[str, Any], dict[str, Any] | 
         if not isinstance(results, dict):
             raise DataError(name, "results", "an object of videos", type(results).__name__)
         extra = content.get("ahlm")
-    return name, results, extra if isinstance(extra, dict) and "change_points" in extra else None
+    is_ours = isinstance(extra, dict) and {"features", "n_snippets", "change_points"} <= extra.keys()
+    return name, results, extra if is_ours else None
 
 
 def read_database(source: Source) -> tuple[str, dict[str, Any]]:
@@ -72,7 +73,10 @@ def truth_instances(name: str, database: dict[str, Any]) -> tuple[list[str], lis
     videos = list(database)
     rows: list[tuple[int, str, float, float]] = []
     for v, video in enumerate(videos):
-        for i, item in enumerate(database[video]["annotations"]):
+        items = database[video]["annotations"]
+        if not isinstance(items, list):
+            raise DataError(name, f"{video}.annotations", "a list", items)
+        for i, item in enumerate(items):
             field = f"{video}.annotations[{i}]"
             rows.append((v, *_labelled_segment(name, field, item)))
     classes = sorted({row[1] for row in rows})

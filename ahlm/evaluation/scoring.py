@@ -26,6 +26,7 @@ from ahlm.evaluation.predictions import (
 )
 from ahlm.evaluation.protocols import PROTOCOLS, Protocol
 from ahlm.evaluation.ranking import average_recall, classification
+from ahlm.files import read_text
 
 # ActivityNet's proposal task
 AVERAGE_NUMBERS = (1, 5, 10, 100)
@@ -292,11 +293,10 @@ def _list_beside(ground_truth: Source, protocol: str) -> Path:
 def read_ambiguous(path: str | Path, videos: Sequence[str]) -> list[tuple[int, float, float]]:
     """Segments `(video index, start, end)` of the list that THUMOS14 marks as ambiguous, unknown videos left out."""
     path = Path(path)
-    if not path.is_file():
-        raise DataError(path, "file", "lines `video start end`", "no such file")
+    text = read_text(path, "lines `video start end`")
     index = {video: v for v, video in enumerate(videos)}
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         words = line.split()
         if not words:
             continue

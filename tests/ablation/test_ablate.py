@@ -111,6 +111,8 @@ def test_nothing_is_done_twice(copy: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("classifier_optim.lr", 1e-2, True, False),
         ("detector.reset", False, False, True),
         ("detector_optim.iterations", 3, False, True),
+        ("precision", "bf16", True, True),
+        ("classifier.passes", 2, False, False),
         ("classifier.width", 64, True, True),  # the detector's first weights come after the classifier's
         ("localization.nms_tiou", 0.1, False, False),
         ("refinement.enabled", False, False, False),

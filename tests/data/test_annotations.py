@@ -63,6 +63,9 @@ def test_malformed_csv(tmp_path: Path) -> None:
     path.write_text("video,label\n")
     with pytest.raises(DataError, match=r"lines: expected a video and a label each, got none"):
         read_annotations(path)
+    path.write_text('video,label\na,run\nb,"jump\nc,run\n')
+    with pytest.raises(DataError, match=r"labels\.csv: line 3: expected a CSV whose quotes are closed"):
+        read_annotations(path)
     path.write_bytes("video,label\na,L\u00e4ufer\n".encode("latin-1"))
     with pytest.raises(DataError, match=r"labels\.csv: file: expected a CSV .* in UTF-8, got"):
         read_annotations(path)

@@ -103,10 +103,21 @@ def test_truncated_file(root: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[:-5])
     fails(root, r"a\.npy: file: expected a complete array \[10, 4\] of float16, got 5 bytes too few")
-    for content in (b"", b"not an array", whole[:40]):
+    unclosed = whole.replace(b"(10, 4)", b"(10, 4 ")
+    for content in (b"", b"not an array", whole[:40], unclosed):
         path.write_bytes(content)
         with pytest.raises(DataError, match=r"a\.npy: file: expected a complete \.npy or \.npz array"):
             load_features(path)
+
+
+def test_damaged_archive(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, feats=np.random.default_rng(0).normal(size=(50, 40)))
+    whole = bytearray(path.read_bytes())
+    whole[200:260] = bytes(60)
+    path.write_bytes(whole)
+    with pytest.raises(DataError, match=r"a\.npz: file: expected a complete \.npy or \.npz array"):
+        load_features(path)
 
 
 def test_unknown_and_absent_labels(root: Path) -> None:

@@ -249,6 +249,22 @@ def test_malformed_predictions(path: tuple[Any, ...], value: Any, message: str) 
         evaluate(truth(), found)
 
 
+def test_malformed_truth_and_lists(tmp_path: Path) -> None:
+    given = truth()
+    given["database"]["a"]["annotations"] = None
+    with pytest.raises(DataError, match=r"a\.annotations: expected a list, got None"):
+        evaluate(given, predictions())
+    path = tmp_path / "Ambiguous_test.txt"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match=r"Ambiguous_test\.txt: file: expected lines"):
+        read_ambiguous(path, ["a"])
+
+
+def test_a_foreign_block_of_that_name_is_not_ours() -> None:
+    found = predictions() | {"ahlm": {"change_points": {"a": {"detected": []}}}}
+    assert evaluate(truth(), found).change_points is None
+
+
 def test_command_and_its_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [tmp_path / "gt.json", tmp_path / "pred.json"]
     for file, content in zip(files, (truth(), predictions()), strict=True):
