@@ -75,15 +75,14 @@ class RunFolder:
         Raises:
             FileExistsError: another process has it.
         """
-        if fcntl is None:
-            return
-        self._lock = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FileExistsError(f"another process is at work in {self.path}") from None
-        except OSError:
-            pass  # a file system without locks
+        if fcntl is not None:
+            self._lock = os.open(self.path, os.O_RDONLY)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise FileExistsError(f"another process is at work in {self.path}") from None
+            except OSError:
+                pass  # a file system without locks
 
     def __del__(self) -> None:
         if "_lock" in self.__dict__:
