@@ -165,7 +165,7 @@ def register_op(name: str, run: Callable[..., Any], fake: Callable[..., Any]) ->
     schema = torch.library.infer_schema(run, mutates_args=())
     # torch.library.custom_op does the same, and imports torch._dynamo, a second, at the first call. A CUDA graph could
     # not hold these: the lengths are read on the way.
-    torch.library.define(f"ahlm::{name}", schema, tags=(torch.Tag.cudagraph_unsafe,))
+    torch.library.define(f"ahlm::{name}", schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe))
     torch.library.impl(f"ahlm::{name}", "CompositeExplicitAutograd", guarded)
     torch.library.register_fake(f"ahlm::{name}", fake)
     return getattr(torch.ops.ahlm, name).default
