@@ -79,8 +79,15 @@ class Predictor:
         self.device = torch.device(device)
         self.model = checkpoint.model.to(self.device).eval()
 
-    def follow(self, dataset: FeatureDataset) -> None:
-        """Take the timeline of a data set, with a note where it is not that of the training."""
+    def follow(self, dataset: FeatureDataset, root: object) -> None:
+        """Take the timeline of a data set in `root`, with a note where it is not that of the training.
+
+        Raises:
+            DataError: its features have other dimensions than the model's.
+        """
+        expected = self.checkpoint.feature_dim
+        if dataset.feature_dim != expected:
+            raise DataError(str(root), "feature_dim", f"{expected} as in training", dataset.feature_dim)
         if dataset.spec != self.spec:
             print(f"note: trained on {self.spec}, this data set says {dataset.spec} ({dataset.spec_source})")
             self.spec = dataset.spec
@@ -317,13 +324,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.root:
         data = dataclasses.replace(config.data, root=arguments.root, missing=arguments.missing)
         dataset = open_dataset(data, arguments.split, classes=predictor.classes)
-        if dataset.feature_dim != predictor.checkpoint.feature_dim:
-            raise DataError(
-                arguments.root, "feature_dim", f"{predictor.checkpoint.feature_dim} as in training", dataset.feature_dim
-            )
         for note in dataset.notes:
             print(f"note: {note}")
-        predictor.follow(dataset)
+        predictor.follow(dataset, data.root)
         predictions = predict(predictor, dataset, config=config, oracle=arguments.oracle)
     else:
         dataset = FeatureDataset.from_files(

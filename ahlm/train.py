@@ -514,7 +514,7 @@ def run(config: Config, options: Any, argv: Sequence[str]) -> int:
             )
             return 130
     predictor = Predictor(load_weights(folder.weights), device)
-    predictor.follow(testing or training)
+    predictor.follow(testing or training, config.data.root)
     analyses = predictor.analyse_dataset(testing or training)
     print(firing(analyses))
     if testing is None:

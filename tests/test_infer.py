@@ -132,6 +132,16 @@ def test_one_sample_is_known_everywhere() -> None:
     np.testing.assert_array_equal(at_every_snippet(np.array([[2.0, 3.0]], np.float32), np.array([0]), 3), [[2, 3]] * 3)
 
 
+def test_other_dimensions_are_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_demo(tmp_path / "data")
+    (tmp_path / "data" / "features.json").unlink()
+    for path in (tmp_path / "data").rglob("*.npy"):
+        np.save(path, np.load(path)[:, :32])
+    command = ["--checkpoint", str(run), "--data.root", str(tmp_path / "data"), "--output", str(tmp_path / "out.json")]
+    assert main(command) == 3
+    assert f"{tmp_path / 'data'}: feature_dim: expected 64 as in training, got 32" in capsys.readouterr().err
+
+
 def test_length_batches_hold_every_video_once() -> None:
     lengths = [5, 40_000, 7, 9_000, 9_000, 9_000, 1]
     batches = list(length_batches(lengths))

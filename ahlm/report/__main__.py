@@ -20,11 +20,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Body of the command; see `--help`."""
     folder, predictor = RunFolder(arguments.run), load(arguments.run)
     data = predictor.config.data
-    dataset = open_split(dataclasses.replace(data, root=arguments.root or data.root), "test", predictor.classes)
-    if dataset.feature_dim != predictor.checkpoint.feature_dim:
-        expected = f"{predictor.checkpoint.feature_dim} as in training"
-        raise DataError(arguments.root or str(data.root), "feature_dim", expected, dataset.feature_dim)
-    predictor.follow(dataset)
+    data = dataclasses.replace(data, root=arguments.root or data.root)
+    dataset = open_split(data, "test", predictor.classes)
+    predictor.follow(dataset, data.root)
     if arguments.picture:
         name, out = arguments.picture
         ids = [video.id for video in dataset.videos]
