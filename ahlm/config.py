@@ -124,6 +124,8 @@ class ClassifierConfig:
         guide_weight: weight of ACM-Net's guide term (0: the paper's eq. 12).
         feature_weight: weight of ACM-Net's feature-norm term.
         sparsity_weight: weight of ACM-Net's attention-sparsity term.
+        segment_weight: weight of `segment_loss`, by which change-points teach EFC (0: the paper's eq. 12).
+        segment_from: step from which on that term counts; DFC must be done by then, and have an embedding of its own.
     """
 
     width: int | None = None
@@ -139,6 +141,8 @@ class ClassifierConfig:
     guide_weight: float = 0.0
     feature_weight: float = 0.0
     sparsity_weight: float = 0.0
+    segment_weight: float = 0.0
+    segment_from: int = 0
 
 
 @dataclass(frozen=True)
@@ -283,6 +287,23 @@ class Config:
             raise ValueError(f"detector.beta_range must be two rising numbers of at least 0, got {low}, {high}")
         if not (self.localization.cas_thresholds or self.localization.attention_thresholds):
             raise ValueError("localization must have cas_thresholds or attention_thresholds, got neither")
+        if self.classifier.segment_weight:
+            self._check_teaching()
+
+    def _check_teaching(self) -> None:
+        done, begin, end = (
+            self.detector_optim.iterations,
+            self.classifier.segment_from,
+            self.classifier_optim.iterations,
+        )
+        if begin < done:
+            raise ValueError(f"classifier.segment_from must be at least detector_optim.iterations, {done}, got {begin}")
+        if 0 < end <= begin:
+            raise ValueError(f"classifier_optim.iterations must exceed classifier.segment_from, {begin}, got {end}")
+        if self.detector.shared_embedding:
+            raise ValueError(
+                "classifier.segment_weight must be 0 with detector.shared_embedding: DFC is never done then"
+            )
 
 
 _RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
@@ -303,7 +324,8 @@ _RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
         "detector.refractory detector.alpha detector.alpha_down detector.beta0 detector.evidence_weight "
         "detector.kl_weight detector.kl_warmup detector.free_nats detector_optim.iterations detector_optim.warmup "
         "detector_optim.weight_decay detector_optim.clip_norm classifier_optim.iterations classifier_optim.warmup "
-        "classifier_optim.weight_decay classifier_optim.clip_norm localization.oic_margin localization.extend",
+        "classifier_optim.weight_decay classifier_optim.clip_norm classifier.segment_weight classifier.segment_from "
+        "localization.oic_margin localization.extend",
         "at least 0",
         lambda value: 0 <= value < math.inf,
     ),

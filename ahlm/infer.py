@@ -147,6 +147,13 @@ class Predictor:
     @torch.inference_mode()
     def analyse(self, videos: Sequence[NDArray[np.float32]]) -> list[VideoAnalysis]:
         """Run both modules on a batch of videos [n_i, F], padded to the longest."""
+        return [
+            VideoAnalysis(*classified, *detected)
+            for classified, detected in zip(self._classify(videos), self._detect(videos), strict=True)
+        ]
+
+    def _detect(self, videos: Sequence[NDArray[np.float32]]) -> list[list[NDArray[Any]]]:
+        """Change-points, seconds of their boundaries, D_static and D_change of every video."""
         padded, lengths = (tensor.to(self.device) for tensor in collate(videos))
         scan = self.model.change_points(padded, lengths)
         backward = None
@@ -156,28 +163,17 @@ class Predictor:
         changes, static, change = (
             tensor.cpu().numpy() for tensor in (scan.change_points, scan.kl_static, scan.kl_change)
         )
-        analyses = []
-        for i, (scores, cas, attention, embedding) in enumerate(self._classify(videos)):
-            n = len(videos[i])
+        found = []
+        for i, n in enumerate(map(len, videos)):
             edges, lead = np.flatnonzero(changes[i, :n]), self.model.detector.lead
             positions = edges + lead
             if backward is not None:
                 edges, positions = join_directions(edges, np.flatnonzero(backward[i, :n]), n, lead)
-            analyses.append(
-                VideoAnalysis(
-                    scores,
-                    cas,
-                    attention,
-                    embedding,
-                    edges,
-                    np.interp(positions, np.arange(n + 1), self.spec.edges_s(n)),
-                    static[i, :n],
-                    change[i, :n],
-                )
-            )
-        return analyses
+            seconds = np.interp(positions, np.arange(n + 1), self.spec.edges_s(n))
+            found.append([edges, seconds, static[i, :n], change[i, :n]])
+        return found
 
-    def _classify(self, videos: Sequence[NDArray[np.float32]]) -> list[list[NDArray[np.float32]]]:
+    def _classify(self, videos: Sequence[NDArray[np.float32]]) -> list[list[NDArray[Any]]]:
         """Video scores, CAS, attention and embedding of every video: the means over EFC's passes."""
         config = self.config.classifier
         passes = config.passes if max(map(len, videos)) > config.n_snippets else 1
@@ -204,6 +200,15 @@ class Predictor:
                     analyses[i] = analysis
                 bar.update(len(batch))
         return [analysis for analysis in analyses if analysis is not None]
+
+    @torch.inference_mode()
+    def change_points(self, dataset: FeatureDataset) -> list[NDArray[np.int64]]:
+        """Detected edges of every video of a data set, and nothing else of it; see `VideoAnalysis`."""
+        found = [np.empty(0, np.int64)] * len(dataset)
+        for batch in length_batches([dataset.n_snippets(i) for i in range(len(dataset))]):
+            for i, (edges, *_) in zip(batch, self._detect([dataset.features(i) for i in batch]), strict=True):
+                found[i] = edges
+        return found
 
 
 def at_every_snippet(values: NDArray[np.float32], index: NDArray[np.int64], n: int) -> NDArray[np.float32]:

@@ -39,7 +39,7 @@ from ahlm.infer import Predictor, VideoAnalysis, predict, select_device
 from ahlm.kernels.compiled import default_backend, promoted
 from ahlm.model.ahlm import AHLM
 from ahlm.model.classification import ClassifierOutput
-from ahlm.model.losses import classifier_loss, detector_loss
+from ahlm.model.losses import classifier_loss, detector_loss, segment_loss
 from ahlm.report.html import write_report
 from ahlm.run_folder import RunFolder, read_metrics
 
@@ -59,8 +59,8 @@ def step_seed(seed: int, part: int, step: int) -> list[int]:
 
 def classifier_batch(
     dataset: FeatureDataset, labels: Tensor, config: Config, step: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Sampled snippets (B, T, F), lengths (B,) and labels (B, C) for EFC (METHOD 1)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """For EFC: sampled snippets (B, T, F), lengths (B,) and labels (B, C); which videos (B,) and snippets (B, T)."""
     rng = np.random.default_rng(step_seed(config.seed, CLASSIFIER, step))
     batch, total = config.classifier_optim.batch_size, len(dataset)
     # every video once before any comes again
@@ -71,8 +71,9 @@ def classifier_batch(
         chosen.extend(order[offset : offset + batch - len(chosen)].tolist())
         epoch, offset = epoch + 1, 0
     videos = [dataset.features(i) for i in chosen]
-    sampled = [video[sample_snippets_train(len(video), config.classifier.n_snippets, rng)] for video in videos]
-    return (*collate(sampled), labels[chosen])
+    indices = [sample_snippets_train(len(video), config.classifier.n_snippets, rng) for video in videos]
+    sampled = collate([video[index] for video, index in zip(videos, indices, strict=True)])
+    return (*sampled, labels[chosen], torch.tensor(chosen), torch.from_numpy(np.stack(indices)))
 
 
 def detector_batch(
@@ -159,6 +160,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self._loader = ThreadPoolExecutor(1, "batches")
         self._ahead: tuple[int, Future[list[tuple[Tensor, ...] | None]]] | None = None
+        self._segments: Tensor | None = None
 
     def active(self, step: int) -> list[bool]:
         """Which of the two modules train in a step."""
@@ -196,7 +198,7 @@ class Trainer:
         terms: list[Tensor] = []
         record: dict[str, Tensor] = {}
         if for_classifier is not None:
-            snippets, lengths, labels = for_classifier
+            snippets, lengths, labels, videos, indices = for_classifier
             with self.autocast():
                 classified = self.model.classify(snippets, lengths)
             classified = ClassifierOutput(*map(promoted, classified))
@@ -204,6 +206,12 @@ class Trainer:
             terms.append(efc.total)
             record |= {"loss_efc": efc.total, "loss_foreground": efc.foreground}
             record |= {"loss_context": efc.context, "loss_background": efc.background}
+            if config.classifier.segment_weight and step >= config.classifier.segment_from:
+                activity = self.model.classifier.activity(classified)
+                segments = self.segments()[videos[:, None], indices]
+                taught = segment_loss(classified, activity, labels, lengths, segments)
+                terms.append(config.classifier.segment_weight * taught)
+                record["loss_segment"] = taught
         if for_detector is not None:
             crops, lengths = for_detector
             generator = torch.Generator(self.device).manual_seed(torch.initial_seed())
@@ -229,6 +237,21 @@ class Trainer:
         self.step += 1
         return {name: value.item() for name, value in record.items()}
 
+    def segments(self) -> Tensor:
+        """The segment between change-points that every snippet of every video lies in (V, longest).
+
+        Those of a DFC that is done, before the LCS step: a resumed run finds the same.
+        """
+        if self._segments is None:
+            found = Predictor(self.checkpoint(), str(self.device)).change_points(self.dataset)
+            self.model.train()
+            longest = max(self.dataset.n_snippets(i) for i in range(len(self.dataset)))
+            starts = torch.zeros(len(found), longest, dtype=torch.int32)
+            for row, change_points in zip(starts, found, strict=True):
+                row[torch.from_numpy(change_points)] = 1
+            self._segments = starts.cumsum(1, dtype=torch.int32).to(self.device)
+        return self._segments
+
     def checkpoint(self) -> Checkpoint:
         """The model as it stands."""
         dataset = self.dataset
@@ -247,6 +270,7 @@ class Trainer:
         for part, saved in zip(self.parts, state["optimizers"], strict=True):
             part.optimizer.load_state_dict(saved)
         self.scaler.load_state_dict(state.get("scaler", {}))
+        self._segments = None
 
     def batch_sizes(self) -> str:
         """What decides over memory, for the message when there is not enough."""

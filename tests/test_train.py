@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -29,9 +30,10 @@ from ahlm.evaluation import evaluate
 from ahlm.evaluation.boundaries import change_point_scores
 from ahlm.evaluation.protocols import PROTOCOLS
 from ahlm.infer import Predictor, VideoAnalysis, predict
+from ahlm.model.losses import segment_loss
 from ahlm.run_folder import FILES, RunFolder, read_metrics
 from ahlm.timeline import FeatureSpec
-from ahlm.train import Trainer, firing, fit, main, new_model, score
+from ahlm.train import Trainer, classifier_batch, firing, fit, main, new_model, score
 
 SHORT = ["--detector_optim.iterations=6", "--classifier_optim.iterations=8"]
 
@@ -172,9 +174,15 @@ def test_same_seed_same_weights_other_seed_others() -> None:
     assert any(not torch.equal(a, b) for a, b in zip(runs[0].values(), runs[2].values(), strict=True))
 
 
-@pytest.mark.parametrize(("stop_at", "precision"), [(1, "fp32"), (4, "fp32"), (7, "fp32"), (4, "bf16"), (4, "fp16")])
-def test_resume_gives_the_weights_of_an_uninterrupted_run(tmp_path: Path, stop_at: int, precision: str) -> None:
-    dataset, config = demo_dataset("train"), short_config(precision=precision)
+@pytest.mark.parametrize(
+    ("stop_at", "precision", "taught"),
+    [(1, "fp32", 0), (4, "fp32", 0), (7, "fp32", 0), (4, "bf16", 0), (4, "fp16", 0), (4, "fp32", 1), (7, "bf16", 1)],
+)
+def test_resume_gives_the_weights_of_an_uninterrupted_run(
+    tmp_path: Path, stop_at: int, precision: str, taught: float
+) -> None:
+    settings = {"precision": precision, "classifier.segment_from": 6, "classifier.segment_weight": taught}
+    dataset, config = demo_dataset("train"), replaced(short_config(), settings)
     whole = Trainer(new_model(dataset, config), dataset, config)
     fit(whole, RunFolder.create(tmp_path / "whole", "", False), progress=False)
 
@@ -189,6 +197,67 @@ def test_resume_gives_the_weights_of_an_uninterrupted_run(tmp_path: Path, stop_a
     fit(second, folder, progress=False)
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(second)[name]), name
+
+
+def test_change_points_teach_once_they_are_found() -> None:
+    dataset = demo_dataset("train")
+    plain = short_config()
+    config = replaced(plain, {"classifier.segment_from": 6, "classifier.segment_weight": 0.5})
+    trainers = [Trainer(new_model(dataset, c), dataset, c) for c in (plain, config)]
+    for step in range(8):
+        alone, taught = (trainer.train_step() for trainer in trainers)
+        assert ("loss_segment" in taught) == (step >= 6)
+        assert (taught["loss_efc"] == alone["loss_efc"]) == (step <= 6)
+        assert trainers[1].model.training
+    assert "loss_segment" not in alone
+    segments = trainers[1].segments()
+    analyses = Predictor(trainers[1].checkpoint()).analyse_dataset(dataset, progress=False)
+    for row, analysis in zip(segments, analyses, strict=True):
+        starts = row[: len(analysis.cas)].diff().nonzero()[:, 0] + 1
+        assert starts.tolist() == analysis.change_points.tolist()
+
+
+def test_what_a_step_is_taught() -> None:
+    """The term by hand, of the step's own snippets; and its weight is that of its gradient."""
+    dataset, moved = demo_dataset("train"), []
+    for weight in (0.0, 0.5, 1.0):
+        config = replaced(short_config(), {"classifier.segment_from": 6, "classifier.segment_weight": weight})
+        trainer = Trainer(new_model(dataset, config), dataset, config)
+        trainer.step = 6
+        labels = torch.from_numpy(dataset.label_matrix())
+        snippets, lengths, batch_labels, videos, indices = classifier_batch(dataset, labels, config, 6)
+        for row, video, index in zip(snippets, videos.tolist(), indices, strict=True):
+            assert torch.equal(row, torch.from_numpy(dataset.features(video)[index.numpy()]))
+        found = Predictor(trainer.checkpoint()).change_points(dataset)
+        trainer.model.train()
+        segments = torch.stack(
+            [
+                torch.from_numpy(np.searchsorted(found[video], index, side="right"))
+                for video, index in zip(videos.tolist(), indices.numpy(), strict=True)
+            ]
+        )
+        model = copy.deepcopy(trainer.model)
+        record = trainer.train_step()
+        moved.append(torch.cat([p.grad.flatten() for p in trainer.model.classifier.parameters() if p.grad is not None]))
+        torch.manual_seed(torch.initial_seed())
+        if weight:
+            output = model.classify(snippets, lengths)
+            expected = segment_loss(output, model.classifier.activity(output), batch_labels, lengths, segments)
+            assert record["loss_segment"] == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(moved[2] - moved[0], 2 * (moved[1] - moved[0]), rtol=1e-3, atol=1e-6)
+    assert (moved[1] - moved[0]).abs().max() > 1e-4
+
+
+def test_change_points_of_an_unfinished_detector_teach_nobody() -> None:
+    with pytest.raises(ValueError, match=r"segment_from must be at least detector_optim\.iterations, 6, got 5"):
+        replaced(short_config(), {"classifier.segment_from": 5, "classifier.segment_weight": 1.0})
+    with pytest.raises(
+        ValueError, match=r"classifier_optim\.iterations must exceed classifier\.segment_from, 8, got 8"
+    ):
+        replaced(short_config(), {"classifier.segment_from": 8, "classifier.segment_weight": 1.0})
+    taught = replaced(short_config(), {"classifier.segment_from": 6, "classifier.segment_weight": 1.0})
+    with pytest.raises(ValueError, match=r"segment_weight must be 0 with detector\.shared_embedding"):
+        replaced(taught, {"detector.shared_embedding": True})
 
 
 def test_best_is_chosen_on_validation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

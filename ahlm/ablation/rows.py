@@ -35,6 +35,10 @@ ACM_NET: Mapping[str, Any] = {
     "classifier.sparsity_weight": 2e-4,
 }
 
+# no change-points, neither at test nor as EFC's teachers
+UNTAUGHT: Mapping[str, Any] = {"classifier.segment_weight": 0.0}
+WITHOUT: Mapping[str, Any] = {**UNTAUGHT, "localization.proposals": "thresholds"}
+
 
 @dataclass(frozen=True)
 class Row:
@@ -77,7 +81,7 @@ def all_rows(config: Config) -> list[Row]:
     """
     if config.localization.proposals == "thresholds":
         raise ValueError("localization.proposals must be change_points or both for an ablation, got thresholds")
-    rows = [*_recipe(), *_table3(config), *_table4(), *_reading(config), *_steps(), *_controls(), *_detectors()]
+    rows = [*_recipe(config), *_table3(config), *_table4(), *_reading(config), *_steps(), *_controls(), *_detectors()]
 
     def repeats(row: Row) -> bool:
         return row.group in ("reading", "steps") and replaced(config, row.settings) == config
@@ -101,9 +105,13 @@ def chosen_rows(rows: list[Row], only: Sequence[str]) -> list[Row]:
     return [row for row in rows if row.name in named]
 
 
-def _recipe() -> list[Row]:
+def _recipe(config: Config) -> list[Row]:
     """The recipe as it is, without and with change-points: what every other row is compared with."""
-    return [Row("recipe", THRESHOLDS, None, {"localization.proposals": "thresholds"}), Row("recipe", FULL, THRESHOLDS)]
+    rows = [Row("recipe", THRESHOLDS, None, WITHOUT), Row("recipe", FULL, THRESHOLDS)]
+    if config.classifier.segment_weight:
+        rows.append(Row("recipe", "change-points at test alone", settings=UNTAUGHT))
+        rows.append(Row("recipe", "change-points in training alone", settings={"localization.proposals": "thresholds"}))
+    return rows
 
 
 def _table3(config: Config) -> list[Row]:
@@ -113,7 +121,7 @@ def _table3(config: Config) -> list[Row]:
     rows = []
     for name, weights in branches.items():
         settings = dict(zip(("classifier.background_weight", "classifier.context_weight"), weights, strict=True))
-        rows.append(Row("table3", name, None, settings | {"localization.proposals": "thresholds"}))
+        rows.append(Row("table3", name, None, {**settings, **WITHOUT}))
         rows.append(Row("table3", f"{name}, DFC", name, settings))
     return rows
 
@@ -121,8 +129,8 @@ def _table3(config: Config) -> list[Row]:
 def _table4() -> list[Row]:
     """Section 4.3, Table 4: the change-points plugged into a plain model."""
     return [
-        Row("table4", "plain MIL", None, {"localization.proposals": "thresholds"}, plain_mil=True),
-        Row("table4", "plain MIL, change-points plugged in", "plain MIL", plain_mil=True),
+        Row("table4", "plain MIL", None, WITHOUT, plain_mil=True),
+        Row("table4", "plain MIL, change-points plugged in", "plain MIL", UNTAUGHT, plain_mil=True),
     ]
 
 
@@ -172,7 +180,7 @@ def _controls() -> list[Row]:
         "uniform, detector's rate": "uniform",
     }
     rows = [Row("controls", name, points=points) for name, points in choices.items()]
-    return [*rows, Row("controls", "ACM-Net", settings={**ACM_NET, "localization.proposals": "thresholds"})]
+    return [*rows, Row("controls", "ACM-Net", settings={**ACM_NET, **WITHOUT})]
 
 
 def _detectors() -> list[Row]:

@@ -16,6 +16,7 @@ from ahlm.checkpoint import Checkpoint, load_state, load_weights
 from ahlm.config import Config
 from ahlm.data.dataset import FeatureDataset
 from ahlm.model.ahlm import AHLM
+from ahlm.model.change_point_detection import ChangePointDetector
 from ahlm.model.classification import AttentionClassifier, ClassifierOutput, topk_mean
 from ahlm.run_folder import RunFolder
 from ahlm.train import Trainer, feature_statistics, fit, new_model
@@ -61,7 +62,7 @@ class Trainings:
 
         DFC and EFC share no parameter and draw from streams of their own, so each depends on its own settings; the
         classifier's width decides which random numbers are left for the detector's first weights. With a shared
-        embedding both are one training.
+        embedding both are one training; a classifier that change-points teach depends on their detector as well.
         """
         values = config_mapping(config)
         shared = config.detector.shared_embedding
@@ -70,6 +71,8 @@ class Trainings:
         if part == "classifier" or shared:
             used |= {name: values[name] for name in ("classifier", "classifier_optim")} | {"plain_mil": plain_mil}
             used["classifier"].pop("passes")  # no matter of training, as below
+        if part == "classifier" and config.classifier.segment_weight:
+            used |= {"taught_by": self.key(config, "detector"), "both_directions": config.detector.both_directions}
         if part == "detector" or shared:
             used |= {name: values[name] for name in ("detector", "detector_optim", "detector_weight")}
             used["width"] = config.classifier.width
@@ -88,20 +91,25 @@ class Trainings:
         return dataclasses.replace(classifier, config=config)
 
     def _trained(self, config: Config, part: str, plain_mil: bool) -> Checkpoint:
-        folder = RunFolder(self.folder / self.key(config, part, plain_mil))
+        folder, given = RunFolder(self.folder / self.key(config, part, plain_mil)), config
         if not config.detector.shared_embedding:
             (other,) = (f"{name}_optim" for name in PARTS if name != part)
             idle = dataclasses.replace(getattr(config, other), iterations=0)
             config = dataclasses.replace(config, **{other: idle})
         if not (folder.path / "done").exists():
-            self._train(config, folder, plain_mil)
+            teacher = None
+            if part == "classifier" and config.classifier.segment_weight:
+                teacher = self._trained(given, "detector", False).model.detector
+            self._train(config, folder, plain_mil, teacher)
         checkpoint = load_weights(folder.weights)
         if plain_mil:
             checkpoint = dataclasses.replace(checkpoint, model=as_plain_mil(checkpoint.model, config))
         return checkpoint
 
-    def _train(self, config: Config, folder: RunFolder, plain_mil: bool) -> None:
+    def _train(self, config: Config, folder: RunFolder, plain_mil: bool, teacher: ChangePointDetector | None) -> None:
         model = new_model(self.dataset, config)
+        if teacher is not None:
+            model.detector = teacher
         trainer = Trainer(as_plain_mil(model, config) if plain_mil else model, self.dataset, config, self.device)
         folder.path.mkdir(parents=True, exist_ok=True)
         if folder.state.exists():

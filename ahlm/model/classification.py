@@ -90,3 +90,8 @@ class AttentionClassifier(nn.Module):
             [topk_mean(cas * attention[..., [i]], lengths, divisor) for i, divisor in enumerate(self.topk)], dim=1
         )
         return ClassifierOutput(cas, attention, video_logits, embedding)
+
+    @torch.no_grad()
+    def activity(self, output: ClassifierOutput) -> Tensor:
+        """Foreground CAS (B, T, C) of an output of training, without dropout and gradient."""
+        return output._replace(cas=self.classifier(output.embedding)).foreground_cas()

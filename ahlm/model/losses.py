@@ -1,4 +1,4 @@
-"""The losses: the evidence lower bound of DFC (eqs. 2-3) and the classification losses of EFC (eqs. 9-12)."""
+"""The losses: evidence lower bound of DFC (eqs. 2-3), classification of EFC (eqs. 9-12), what DFC teaches EFC."""
 
 from __future__ import annotations
 
@@ -97,6 +97,38 @@ def classifier_loss(
         + acm_regularisers(output, lengths, config)
     )
     return ClassifierLoss(total, foreground, context, background)
+
+
+def segment_loss(
+    output: ClassifierOutput, activity: Tensor, labels: Tensor, lengths: Tensor, segments: Tensor
+) -> Tensor:
+    """What EFC says of a whole segment between change-points, taught to each of its snippets; not in the paper.
+
+    A_s(c) is the mean activity of class c in segment s, 0 for classes that the video does not have. Every snippet t of
+    s learns the class c = argmax A_s and how much of the foreground it is, y_t = A_s(c) / max_s' A_s'(c):
+
+        L_seg = mean_t  -y_t (log p_t(c) + log a_t) - (1 - y_t) log(1 - a_t)
+
+    where p is the softmax of the CAS and a the foreground attention. So the most active segment of a class is all
+    foreground, and so is a video without change-points.
+
+    Args:
+        output: of `AttentionClassifier` in training.
+        activity: of `AttentionClassifier.activity` (B, T, C), which teaches; no gradient passes through it.
+        labels: multi-hot video labels (B, C).
+        lengths: real snippets of each video (B,).
+        segments: number of the segment that each snippet lies in (B, T).
+    """
+    real = snippet_mask(lengths, segments.shape[1])
+    together = (segments[:, :, None] == segments[:, None, :]) & real[:, None, :]
+    mean = together.float() @ (activity * labels[:, None]) / together.sum(-1, keepdim=True).clamp(min=1)
+    level, of_class = mean.max(-1)
+    highest = mean.amax(1).gather(1, of_class)
+    target = level / highest.clamp(min=torch.finfo(level.dtype).tiny)
+    log_class = F.log_softmax(output.cas, dim=-1).gather(-1, of_class[..., None])[..., 0]
+    attention = output.attention[..., 0].clamp(1e-4, 1 - 1e-4)
+    error = -target * (log_class + attention.log()) - (1 - target) * (1 - attention).log()
+    return (torch.where(real, error, 0.0).sum(1) / lengths).mean()
 
 
 def acm_regularisers(output: ClassifierOutput, lengths: Tensor, config: ClassifierConfig) -> Tensor:

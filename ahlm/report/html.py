@@ -30,6 +30,7 @@ MAX_VIDEOS, MAX_BYTES, MAX_DETECTIONS = 200, 4_700_000, 30
 CURVES: dict[str, dict[str, str]] = {
     "L_EFC": {"loss_efc": "training"},
     "L_DFC": {"loss_dfc": "training"},
+    "L_seg": {"loss_segment": "training"},
     "change-points, validation": {
         "validation_f1": "F1",
         "validation_precision": "precision",

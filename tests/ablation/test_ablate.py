@@ -116,6 +116,7 @@ def test_nothing_is_done_twice(copy: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("classifier.width", 64, True, True),  # the detector's first weights come after the classifier's
         ("localization.nms_tiou", 0.1, False, False),
         ("refinement.enabled", False, False, False),
+        ("detector.both_directions", True, False, False),
     ],
 )
 def test_a_training_depends_on_its_own_settings(
@@ -131,16 +132,30 @@ def test_a_training_depends_on_its_own_settings(
     assert fewer.key(tiny_config(), "detector") != trainings.key(tiny_config(), "detector")
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_modules_trained_apart_are_those_trained_together(
-    dataset: FeatureDataset, tmp_path: Path, shared: bool
+TAUGHT = {"classifier.segment_from": 4, "classifier.segment_weight": 1.0}
+
+
+@pytest.mark.parametrize(("field", "value"), [("detector.reset", False), ("detector.both_directions", True)])
+def test_a_taught_classifier_depends_on_its_teacher(
+    dataset: FeatureDataset, tmp_path: Path, field: str, value: bool
 ) -> None:
-    config = tiny_config(**{"detector.shared_embedding": shared})
+    trainings, config = Trainings(tmp_path, dataset, "cpu"), tiny_config(**TAUGHT)
+    other = replaced(config, {field: value})
+    assert trainings.key(config, "classifier") != trainings.key(other, "classifier")
+    assert trainings.key(config, "classifier") != trainings.key(tiny_config(), "classifier")
+    assert trainings.key(config, "detector") == trainings.key(tiny_config(), "detector")
+
+
+@pytest.mark.parametrize("settings", [{}, {"detector.shared_embedding": True}, TAUGHT])
+def test_modules_trained_apart_are_those_trained_together(
+    dataset: FeatureDataset, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    config = tiny_config(**settings)
     together = Trainer(new_model(dataset, config), dataset, config)
     while together.step < together.total_steps:
         together.train_step()
     apart = Trainings(tmp_path, dataset, "cpu").checkpoint(config)
-    assert len(list(tmp_path.iterdir())) == (1 if shared else 2)
+    assert len(list(tmp_path.iterdir())) == (1 if config.detector.shared_embedding else 2)
     assert apart.config == config
     for name, value in together.model.state_dict().items():
         assert torch.equal(value, apart.model.state_dict()[name]), name

@@ -28,7 +28,19 @@ def test_every_row_changes_the_recipe_and_no_two_are_the_same(recipe: str) -> No
     assert all(made[a] != made[b] for i, a in enumerate(others) for b in others[:i])
     assert [name for name in others if made[name] == (config, "detected", False)] == [FULL]
     branches = [row.name for row in rows if row.group == "table3" and made[row.name] == made[FULL]]
-    assert branches == ["fg + bg, DFC" if recipe == "hapt" else "fg + bg + context, DFC"]
+    assert branches == ["fg + bg + context, DFC"]
+
+
+def test_rows_without_change_points_in_training() -> None:
+    config = load_recipe("hapt")
+    rows = all_rows(config)
+    taught = {row.name for row in rows if replaced(config, row.settings).classifier.segment_weight}
+    assert {row.name for row in rows} - taught == {
+        THRESHOLDS, "change-points at test alone", "fg", "fg + bg", "fg + bg + context",
+        "plain MIL", "plain MIL, change-points plugged in", "ACM-Net",
+    }  # fmt: skip
+    assert "change-points in training alone" in taught
+    assert not {row.name for row in all_rows(load_recipe("ucf15"))} & {"change-points at test alone"}
 
 
 def test_one_field_at_a_time_and_all_at_once() -> None:

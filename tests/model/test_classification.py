@@ -5,7 +5,7 @@ import torch
 
 from ahlm.config import ClassifierConfig
 from ahlm.model.classification import AttentionClassifier, ClassifierOutput, topk_mean
-from ahlm.model.losses import acm_regularisers, classifier_loss, cross_entropy
+from ahlm.model.losses import acm_regularisers, classifier_loss, cross_entropy, segment_loss
 
 
 def classifier(**config: object) -> AttentionClassifier:
@@ -110,3 +110,68 @@ def test_acm_terms_against_their_formulas() -> None:
     f, c, b = norms
     expected = (torch.relu(50 - f + c) + torch.relu(50 - c + b) + b) ** 2
     torch.testing.assert_close(acm_regularisers(output, lengths, config), expected)
+
+
+def segment_case() -> tuple[AttentionClassifier, ClassifierOutput, torch.Tensor, torch.Tensor, torch.Tensor]:
+    model = classifier(dropout=0.5)
+    features = torch.randn(3, 12, 6, generator=torch.Generator().manual_seed(1))
+    lengths = torch.tensor([12, 7, 1])
+    labels = torch.tensor([[1.0, 0, 1], [0, 1, 0], [1, 1, 1]])
+    segments = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 4, 4, 4, 4, 4], [2, 2, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3], [0] * 12])
+    return model, model(features, lengths), labels, lengths, segments
+
+
+def test_activity_is_that_of_a_test() -> None:
+    model, output, _, lengths, _ = segment_case()
+    features = torch.randn(3, 12, 6, generator=torch.Generator().manual_seed(1))
+    activity = model.activity(output)
+    assert not activity.requires_grad
+    assert not torch.allclose(activity, output.foreground_cas()), "dropout"
+    torch.testing.assert_close(activity, model.eval()(features, lengths).foreground_cas())
+
+
+def test_segments_teach_their_snippets() -> None:
+    model, output, labels, lengths, segments = segment_case()
+    activity = model.activity(output)
+    expected = torch.zeros(())
+    for b, length in enumerate(lengths.tolist()):
+        members = [segments[b, :length] == s for s in segments[b, :length].unique()]
+        means = torch.stack([(activity[b, :length] * labels[b])[member].mean(0) for member in members])
+        for member, mean in zip(members, means, strict=True):
+            best = int(mean.argmax())
+            target = mean[best] / means[:, best].max()
+            for t in member.nonzero()[:, 0]:
+                log_p = torch.log_softmax(output.cas[b, t], -1)[best]
+                a = output.attention[b, t, 0]
+                error = -target * (log_p + a.log()) - (1 - target) * (1 - a).log()
+                expected = expected + error / length / 3
+    loss = segment_loss(output, activity, labels, lengths, segments)
+    torch.testing.assert_close(loss, expected)
+    # the teacher is a constant: the gradients are those of the plain sum, in which it is one
+    parameters = list(model.parameters())
+    pairs = [torch.autograd.grad(value, parameters, retain_graph=True) for value in (loss, expected)]
+    for found, right in zip(*pairs, strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-6)
+
+
+def test_padding_teaches_nothing() -> None:
+    model, output, labels, lengths, segments = segment_case()
+    activity, gradients = model.activity(output), []
+    for poison in (0.0, 7.0):
+        cas, attention, taught = output.cas.detach().clone(), output.attention.detach().clone(), activity.clone()
+        for b, length in enumerate(lengths.tolist()):
+            cas[b, length:], attention[b, length:], taught[b, length:] = poison, poison, poison
+        cas.requires_grad_()
+        segment_loss(output._replace(cas=cas, attention=attention), taught, labels, lengths, segments).backward()
+        assert cas.grad is not None
+        gradients.append(cas.grad)
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].abs().sum() > 0
+
+
+def test_segments_of_a_video_without_labels_are_background() -> None:
+    model, output, labels, lengths, segments = segment_case()
+    loss = segment_loss(output, model.activity(output), 0 * labels, lengths, segments)
+    real = torch.arange(12) < lengths[:, None]
+    nothing = torch.where(real, -(1 - output.attention[..., 0]).log(), 0.0).sum(1) / lengths
+    torch.testing.assert_close(loss, nothing.mean())
