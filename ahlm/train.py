@@ -465,7 +465,33 @@ def earlier_config(parser: ArgumentParser, folder: RunFolder, given: Config) -> 
     untouched, _ = parse(parser, [f"--device={device}", *([f"--data.root={root}"] if root else [])])
     if given not in (untouched, config):
         parser.error(f"the settings are those of {folder.path}; only --data.root and --device may differ")
+    if changed := edited_fields(folder):
+        parser.error(
+            f"{folder.config} was edited ({', '.join(changed)}), and an earlier run keeps its settings; undo it"
+        )
     return config
+
+
+def edited_fields(folder: RunFolder) -> list[str]:
+    """Fields of a run's `config.yaml` that are no longer those of its weights; its data and its device may move."""
+
+    def flat(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for name, value in mapping.items():
+            values |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        return values
+
+    if not folder.config.exists():
+        return []
+    try:
+        written = yaml.safe_load(folder.config.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        written = None
+    if not isinstance(written, dict):
+        return ["it holds no settings"]
+    kept = flat(config_mapping(load_weights(folder.weights).config))
+    changed = {name for name, value in flat(written).items() if kept.get(name) != value}
+    return sorted(changed - {"data.root", "device"})
 
 
 def open_splits(config: Config) -> tuple[FeatureDataset, FeatureDataset | None, FeatureDataset | None]:

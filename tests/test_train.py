@@ -390,6 +390,20 @@ def test_earlier_runs_keep_their_settings(tmp_path: Path, capsys: pytest.Capture
     assert main(["--eval-only", run, "--data.root", str(tmp_path / "moved")]) == 0
     assert main([*command[:-1], str(tmp_path / "moved"), "--resume", run]) == 0  # the command that made it
     capsys.readouterr()
+    written = Path(run, FILES["config"]).read_text()
+    for edited, message in (
+        (written.replace("  sigma: 1.0\n", "  sigma: 0.7\n"), "config.yaml was edited (detector.sigma)"),
+        ("- 1\n", "it holds no settings"),
+        ("a: [", "it holds no settings"),
+    ):
+        assert edited != written
+        Path(run, FILES["config"]).write_text(edited)
+        with pytest.raises(SystemExit) as usage:
+            main(["--eval-only", run, "--data.root", str(tmp_path / "moved")])
+        assert usage.value.code == 2
+        assert message in capsys.readouterr().err
+    Path(run, FILES["config"]).unlink()
+    assert main(["--eval-only", run, "--data.root", str(tmp_path / "moved")]) == 0
     for wrong, message in (
         (["--eval-only", run, "--seed", "1"], "only --data.root and --device may differ"),
         (["--resume", run, "--overwrite"], "for new runs"),
