@@ -291,19 +291,14 @@ class Config:
             self._check_teaching()
 
     def _check_teaching(self) -> None:
-        done, begin, end = (
-            self.detector_optim.iterations,
-            self.classifier.segment_from,
-            self.classifier_optim.iterations,
-        )
+        done, steps = self.detector_optim.iterations, self.classifier_optim.iterations
+        begin = self.classifier.segment_from
         if begin < done:
             raise ValueError(f"classifier.segment_from must be at least detector_optim.iterations, {done}, got {begin}")
-        if 0 < end <= begin:
-            raise ValueError(f"classifier_optim.iterations must exceed classifier.segment_from, {begin}, got {end}")
+        if 0 < steps <= begin:
+            raise ValueError(f"classifier_optim.iterations must exceed classifier.segment_from, {begin}, got {steps}")
         if self.detector.shared_embedding:
-            raise ValueError(
-                "classifier.segment_weight must be 0 with detector.shared_embedding: DFC is never done then"
-            )
+            raise ValueError("classifier.segment_weight must be 0 with shared_embedding: DFC is never done then")
 
 
 _RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
