@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from ahlm.localization.directions import join_directions
 from ahlm.run_folder import FILES
 from ahlm.timeline import FeatureSpec
 
+Found = TypeVar("Found")
 BATCH_SNIPPETS = 20_000  # snippets scanned together; bounds memory, and keeps short videos in large batches
 
 
@@ -193,22 +194,24 @@ class Predictor:
 
     def analyse_dataset(self, dataset: FeatureDataset, progress: bool = True) -> list[VideoAnalysis]:
         """Analyse every video of a data set, in its order; videos of similar length are scanned together."""
-        analyses: list[VideoAnalysis | None] = [None] * len(dataset)
-        with tqdm(total=len(dataset), desc="analyse", unit="video", disable=None if progress else True) as bar:
-            for batch in length_batches([dataset.n_snippets(i) for i in range(len(dataset))]):
-                for i, analysis in zip(batch, self.analyse([dataset.features(i) for i in batch]), strict=True):
-                    analyses[i] = analysis
-                bar.update(len(batch))
-        return [analysis for analysis in analyses if analysis is not None]
+        return _in_batches(dataset, self.analyse, progress)
 
     @torch.inference_mode()
     def change_points(self, dataset: FeatureDataset) -> list[NDArray[np.int64]]:
         """Detected edges of every video of a data set, and nothing else of it; see `VideoAnalysis`."""
-        found = [np.empty(0, np.int64)] * len(dataset)
+        return [edges for edges, *_ in _in_batches(dataset, self._detect, progress=False)]
+
+
+def _in_batches(
+    dataset: FeatureDataset, run: Callable[[list[NDArray[np.float32]]], list[Found]], progress: bool
+) -> list[Found]:
+    """What `run` finds of every video of a data set, in its order, from batches of similar length."""
+    found: dict[int, Found] = {}
+    with tqdm(total=len(dataset), desc="analyse", unit="video", disable=None if progress else True) as bar:
         for batch in length_batches([dataset.n_snippets(i) for i in range(len(dataset))]):
-            for i, (edges, *_) in zip(batch, self._detect([dataset.features(i) for i in batch]), strict=True):
-                found[i] = edges
-        return found
+            found.update(zip(batch, run([dataset.features(i) for i in batch]), strict=True))
+            bar.update(len(batch))
+    return [found[i] for i in range(len(dataset))]
 
 
 def at_every_snippet(values: NDArray[np.float32], index: NDArray[np.int64], n: int) -> NDArray[np.float32]:

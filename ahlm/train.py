@@ -457,6 +457,10 @@ def test(predictor: Predictor, dataset: FeatureDataset, analyses: Sequence[Video
 def earlier_config(parser: ArgumentParser, folder: RunFolder, given: Config) -> Config:
     """The settings of an earlier run; a command line may move its data and its device and change nothing else."""
     config = load_weights(folder.weights).config
+    if changed := edited_fields(folder, config):
+        parser.error(
+            f"{folder.config} was edited ({', '.join(changed)}), and an earlier run keeps its settings; undo it"
+        )
     root, device = given.data.root, given.device
     if root:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=root))
@@ -465,15 +469,11 @@ def earlier_config(parser: ArgumentParser, folder: RunFolder, given: Config) -> 
     untouched, _ = parse(parser, [f"--device={device}", *([f"--data.root={root}"] if root else [])])
     if given not in (untouched, config):
         parser.error(f"the settings are those of {folder.path}; only --data.root and --device may differ")
-    if changed := edited_fields(folder):
-        parser.error(
-            f"{folder.config} was edited ({', '.join(changed)}), and an earlier run keeps its settings; undo it"
-        )
     return config
 
 
-def edited_fields(folder: RunFolder) -> list[str]:
-    """Fields of a run's `config.yaml` that are no longer those of its weights; its data and its device may move."""
+def edited_fields(folder: RunFolder, config: Config) -> list[str]:
+    """Fields of a run's `config.yaml` that are not those of its weights; its data and its device may move."""
 
     def flat(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         values: dict[str, Any] = {}
@@ -489,7 +489,7 @@ def edited_fields(folder: RunFolder) -> list[str]:
         written = None
     if not isinstance(written, dict):
         return ["it holds no settings"]
-    kept = flat(config_mapping(load_weights(folder.weights).config))
+    kept = flat(config_mapping(config))
     changed = {name for name, value in flat(written).items() if kept.get(name) != value}
     return sorted(changed - {"data.root", "device"})
 

@@ -35,7 +35,7 @@ ACM_NET: Mapping[str, Any] = {
     "classifier.sparsity_weight": 2e-4,
 }
 
-# no change-points, neither at test nor as EFC's teachers
+# no change-points as EFC's teachers; none at test either
 UNTAUGHT: Mapping[str, Any] = {"classifier.segment_weight": 0.0}
 WITHOUT: Mapping[str, Any] = {**UNTAUGHT, "localization.proposals": "thresholds"}
 

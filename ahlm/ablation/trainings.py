@@ -16,7 +16,6 @@ from ahlm.checkpoint import Checkpoint, load_state, load_weights
 from ahlm.config import Config
 from ahlm.data.dataset import FeatureDataset
 from ahlm.model.ahlm import AHLM
-from ahlm.model.change_point_detection import ChangePointDetector
 from ahlm.model.classification import AttentionClassifier, ClassifierOutput, topk_mean
 from ahlm.run_folder import RunFolder
 from ahlm.train import Trainer, feature_statistics, fit, new_model
@@ -91,25 +90,22 @@ class Trainings:
         return dataclasses.replace(classifier, config=config)
 
     def _trained(self, config: Config, part: str, plain_mil: bool) -> Checkpoint:
-        folder, given = RunFolder(self.folder / self.key(config, part, plain_mil)), config
-        if not config.detector.shared_embedding:
-            (other,) = (f"{name}_optim" for name in PARTS if name != part)
-            idle = dataclasses.replace(getattr(config, other), iterations=0)
-            config = dataclasses.replace(config, **{other: idle})
+        folder = RunFolder(self.folder / self.key(config, part, plain_mil))
         if not (folder.path / "done").exists():
-            teacher = None
-            if part == "classifier" and config.classifier.segment_weight:
-                teacher = self._trained(given, "detector", False).model.detector
-            self._train(config, folder, plain_mil, teacher)
+            self._train(config, part, plain_mil, folder)
         checkpoint = load_weights(folder.weights)
         if plain_mil:
             checkpoint = dataclasses.replace(checkpoint, model=as_plain_mil(checkpoint.model, config))
         return checkpoint
 
-    def _train(self, config: Config, folder: RunFolder, plain_mil: bool, teacher: ChangePointDetector | None) -> None:
+    def _train(self, config: Config, part: str, plain_mil: bool, folder: RunFolder) -> None:
         model = new_model(self.dataset, config)
-        if teacher is not None:
-            model.detector = teacher
+        if part == "classifier" and config.classifier.segment_weight:
+            model.detector = self._trained(config, "detector", False).model.detector
+        if not config.detector.shared_embedding:
+            (other,) = (f"{name}_optim" for name in PARTS if name != part)
+            idle = dataclasses.replace(getattr(config, other), iterations=0)
+            config = dataclasses.replace(config, **{other: idle})
         trainer = Trainer(as_plain_mil(model, config) if plain_mil else model, self.dataset, config, self.device)
         folder.path.mkdir(parents=True, exist_ok=True)
         if folder.state.exists():
