@@ -121,7 +121,8 @@ def measure(
     """Times of the library and of the backends on one case, seconds; the answers are compared first."""
     case = Case(READINGS[reading], batch, n, firing)
     with torch.inference_mode():
-        compare(case.output("cpu"), case.output("reference"), case.rules)
+        found = case.output("cpu")
+        compare(found, case.output("reference"), case.rules)
     taken = seconds({"nn.GRU": case.library, "cpu": lambda: case.scan("cpu")}, backward, repeats)
     if both and batch * n <= REFERENCE_ROWS:
         taken["reference"] = [seconds_of(lambda: case.scan("reference"), backward)]
@@ -130,20 +131,25 @@ def measure(
         "batch": batch,
         "snippets": n,
         "firing": "free" if firing is None else firing,
+        "change-points a snippet": found.change_points[:, 1:].float().mean().item(),
         "direction": "forward + backward" if backward else "forward",
     }
     for name, times in taken.items():
         row[name] = {"min": min(times), "median": statistics.median(times), "runs": len(times)}
     ours = row["cpu"]["median"]
     row["times faster than"] = {name: row[name]["median"] / ours for name in taken if name != "cpu"}
-    row["GFLOP/s"] = 1e-9 * matrix_operations(reading, batch, n, backward) / row["cpu"]["min"]
+    row["GFLOP/s"] = 1e-9 * matrix_operations(reading, found.change_points, backward) / row["cpu"]["min"]
     return row
 
 
-def matrix_operations(reading: str, batch: int, n: int, backward: bool) -> int:
-    """Floating-point operations of the scan's matrix products; the reverse scan repeats them for two gradients each."""
+def matrix_operations(reading: str, change_points: Tensor, backward: bool) -> int:
+    """Floating-point operations of the scan's matrix products; the reverse scan repeats them for two gradients each.
+
+    The state has no product where it is d0: at the first snippet and at change-points.
+    """
     heads = 2 if reading == "literal" else 1
-    once = 2 * batch * (n - 1) * (3 * H * (Z + H) + heads * 2 * Z * H)
+    steps, states = change_points[:, :-1].numel(), int((~change_points[:, 1:-1]).sum())
+    once = 2 * (steps * (3 * H * Z + heads * 2 * Z * H) + states * 3 * H * H)
     return 4 * once if backward else once
 
 

@@ -3,7 +3,8 @@
 // Beside the reference: 1 rows of a tile share each weight that is loaded; 2 the precision of the belief is kept instead
 // of taken from its deviation again; 3 P d of the static prior is P d' of the step before, and so are their gradients; 4
 // the reverse scan computes the gates of a chunk of steps at once, and adds a chunk to the weights' gradients as one
-// matrix product.
+// matrix product; 5 the state's product with the gates' weights is left out where the state is d0, as it is after every
+// change-point: states lie one after another without these, behind d0 and its product, which are row 0 for them all.
 #include "change_point_scan.hpp"
 #include "scan_gru.hpp"
 
@@ -95,21 +96,22 @@ struct Row {  // state of one video
 };
 struct Forward {
   float *v, *d, *next, *from_input, *from_state, *heads, *p_of_d, *rows, *beta;
-  std::int64_t* waiting;
+  std::int64_t *waiting, *state_row;  // a video's row in d and from_state
 };
 std::int64_t forward_layout(const ChangePointJob& job, std::int64_t tile, float* block, Forward& f) {
   const ScanSizes& s = job.sizes;
   Arena arena{block, 0};
   f.v = take(arena, tile * s.latent_row);
-  f.d = take(arena, tile * s.state_row);
+  f.d = take(arena, (1 + tile) * s.state_row);
   f.next = take(arena, tile * s.state_row);
   f.from_input = take(arena, tile * s.gate_row);
-  f.from_state = take(arena, tile * s.gate_row);
+  f.from_state = take(arena, (1 + tile) * s.gate_row);
   f.heads = take(arena, tile * job.weights.head_row);
   f.p_of_d = take(arena, tile * 2 * s.latent_pad);
   f.rows = take(arena, tile * 6 * s.latent_pad);
   f.beta = take(arena, tile);
   f.waiting = reinterpret_cast<std::int64_t*>(take(arena, 2 * tile));
+  f.state_row = reinterpret_cast<std::int64_t*>(take(arena, 2 * tile));
   return arena.used;
 }
 std::int64_t forward_floats(const ChangePointJob& job, std::int64_t tile) {
@@ -152,11 +154,10 @@ void first_column(const ChangePointJob& job, const Forward& f, std::int64_t r, s
   job.output.change_points[out] = false;
   job.output.kl_static[out] = job.output.kl_change[out] = 0.0f;
   job.output.kl_charged[out] = 0.5f * total(charged);
-  copy(f.d + r * s.state_row, job.weights.initial_state, s.state_row);
   copy(job.output.state + out * s.state, job.weights.initial_state, s.state);
   copy(f.p_of_d + r * 2 * s.latent_pad, job.weights.prior_of_start, 2 * s.latent_pad);
   f.beta[r] = job.rules.beta0;
-  f.waiting[r] = 0;
+  f.waiting[r] = f.state_row[r] = 0;
 }
 
 // eqs. 4-8 of one video at column `out` + 1; returns whether it changed
@@ -242,28 +243,34 @@ void forward(const ChangePointJob& job, const ScanTile& tile, ScanHelper* helper
     first_column(job, f, r, tile.videos[r] * s.snippets);
     clear_padding(job, tile.videos[r]);
   }
+  copy(f.d, job.weights.initial_state, s.state_row);
+  if (has_state) state_product(s, job.weights.gru, 1, f.d, f.from_state);
   for (std::int64_t t = 0;; ++t) {
     const std::int64_t n_rows = running(job, tile, t + 1);
     if (n_rows == 0) return;
     if (has_state) {
-      gru_products(s, job.weights.gru, n_rows, f.v, f.d, f.from_input, f.from_state, helper);
+      std::int64_t n_states = 0;
+      for (std::int64_t r = 0; r < n_rows; ++r) n_states += f.state_row[r] > 0;
+      gru_products(s, job.weights.gru, n_rows, f.v, n_states, f.d + s.state_row, f.from_input, f.from_state + s.gate_row,
+                   helper);
       for (std::int64_t r = 0; r < n_rows; ++r)
-        gru_row<false>(s.state_pad, f.from_input + r * s.gate_row, f.from_state + r * s.gate_row, f.d + r * s.state_row,
-                       f.next + r * s.state_row);
+        gru_row<false>(s.state_pad, f.from_input + r * s.gate_row, f.from_state + f.state_row[r] * s.gate_row,
+                       f.d + f.state_row[r] * s.state_row, f.next + r * s.state_row);
       if (job.weights.head_segments)
         multiply_all(helper, {{n_rows, job.weights.head_segments * s.latent_pad, s.state, dense(f.next, s.state_row),
                                packed(job.weights.heads, s.state), f.heads, job.weights.head_row, From::zero, nullptr}});
     }
+    std::int64_t n_states = 0;
     for (std::int64_t r = 0; r < n_rows; ++r) {
       const std::int64_t out = tile.videos[r] * s.snippets + t;
-      const bool restarts = step(job, f, r, out) && job.rules.reset;
-      if (has_state) {
-        copy(f.d + r * s.state_row, restarts ? job.weights.initial_state : f.next + r * s.state_row, s.state_row);
-        if (!job.rules.held)
-          copy(f.p_of_d + r * 2 * s.latent_pad,
-               restarts ? job.weights.prior_of_start : f.heads + r * job.weights.head_row, 2 * s.latent_pad);
-      }
-      copy(job.output.state + (out + 1) * s.state, f.d + r * s.state_row, s.state);
+      const bool restarts = (step(job, f, r, out) && job.rules.reset) || !has_state;
+      f.state_row[r] = restarts ? 0 : ++n_states;
+      float* const d = f.d + f.state_row[r] * s.state_row;
+      if (!restarts) copy(d, f.next + r * s.state_row, s.state_row);
+      copy(job.output.state + (out + 1) * s.state, d, s.state);
+      if (!job.rules.held)
+        copy(f.p_of_d + r * 2 * s.latent_pad,
+             restarts ? job.weights.prior_of_start : f.heads + r * job.weights.head_row, 2 * s.latent_pad);
     }
   }
 }
@@ -272,8 +279,11 @@ void forward(const ChangePointJob& job, const ScanTile& tile, ScanHelper* helper
 
 struct Backward {
   float *v, *d, *next, *from_input, *from_state, *heads, *to_heads;  // a chunk of steps
-  float *gv, *gd, *mean, *log_std, *to_p_of_d, *next_gd;             // carried, a row a video
+  float *gv, *gd, *mean, *log_std, *to_p_of_d;                       // carried, a row a video
+  float *to_states, *to_product;                                     // of one step
+  float* to_start;                                                   // sum of the gradients of d0's product
   float* p_of_d;                                                     // of a chunk's first step
+  std::int64_t* state_row;                                           // a chunk's row in d and from_state
 };
 std::int64_t backward_layout(const ChangePointJob& job, std::int64_t tile, float* block, Backward& b) {
   const ScanSizes& s = job.sizes;
@@ -283,12 +293,15 @@ std::int64_t backward_layout(const ChangePointJob& job, std::int64_t tile, float
   b.gd = take(arena, tile * s.state_row);
   b.mean = take(arena, tile * s.latent_pad);
   b.log_std = take(arena, tile * s.latent_pad);
-  b.next_gd = take(arena, tile * s.state_row);
+  b.to_states = take(arena, tile * s.state_row);
+  b.to_product = take(arena, s.gate_row);
+  b.to_start = take(arena, s.gate_row);
   b.v = take(arena, rows * s.latent_row);
-  b.d = take(arena, rows * s.state_row);
+  b.d = take(arena, (1 + rows) * s.state_row);
   b.next = take(arena, rows * s.state_row);
   b.from_input = take(arena, rows * s.gate_row);
-  b.from_state = take(arena, rows * s.gate_row);
+  b.from_state = take(arena, (1 + rows) * s.gate_row);
+  b.state_row = reinterpret_cast<std::int64_t*>(take(arena, 2 * rows));
   b.heads = take(arena, rows * job.weights.head_row);
   b.to_heads = take(arena, rows * job.weights.head_row);
   b.p_of_d = take(arena, job.rules.held ? 0 : tile * 2 * s.latent_pad);
@@ -492,42 +505,47 @@ void backward(const ChangePointJob& job, const ScanTile& tile, const ChangePoint
   Backward b;
   clear(scratch, backward_layout(job, tile.count, scratch, b));
   for (std::int64_t r = 0; r < tile.count; ++r) clear_stream_padding(job, tile.videos[r]);
+  copy(b.d, w.initial_state, s.state_row);
+  if (has_state) state_product(s, w.gru, 1, b.d, b.from_state);
+  const std::int64_t gates = 3 * s.state_pad;
   // steps t -> t + 1 of a chunk lie one after another, each with the videos that still run
   std::int64_t end = job.input.lengths[tile.videos[0]] - 1;
   while (end > 0) {
     const std::int64_t steps = chunk_steps(tile.count), begin = end > steps ? end - steps : 0;
-    std::int64_t n_rows = 0;
+    std::int64_t n_rows = 0, n_states = 0, n_first_states = 0;
     if (has_state) {
       for (std::int64_t t = begin; t < end; ++t) {
         const std::int64_t n = running(job, tile, t + 1);
         for (std::int64_t r = 0; r < n; ++r, ++n_rows) {
           const std::int64_t out = tile.videos[r] * s.snippets + t;
+          const bool starts = t == 0 || (job.rules.reset && job.output.change_points[out]);
+          b.state_row[n_rows] = starts ? 0 : ++n_states;
           copy(b.v + n_rows * s.latent_row, job.output.latent + out * s.latent, s.latent);
-          copy(b.d + n_rows * s.state_row, job.output.state + out * s.state, s.state);
+          if (!starts) copy(b.d + n_states * s.state_row, job.output.state + out * s.state, s.state);
         }
+        if (t == begin) n_first_states = n_states;
       }
-      gru_products(s, w.gru, n_rows, b.v, b.d, b.from_input, b.from_state);
+      gru_products(s, w.gru, n_rows, b.v, n_states, b.d + s.state_row, b.from_input, b.from_state + s.gate_row);
       for (std::int64_t row = 0; row < n_rows; ++row)
-        gru_row<true>(s.state_pad, b.from_input + row * s.gate_row, b.from_state + row * s.gate_row,
-                      b.d + row * s.state_row, b.next + row * s.state_row);
+        gru_row<true>(s.state_pad, b.from_input + row * s.gate_row, b.from_state + b.state_row[row] * s.gate_row,
+                      b.d + b.state_row[row] * s.state_row, b.next + row * s.state_row);
       if (w.head_segments)
         multiply(n_rows, head_width, s.state, dense(b.next, s.state_row), packed(w.heads, s.state), b.heads, w.head_row,
                  From::zero);
       if (!job.rules.held)
-        multiply(running(job, tile, begin + 1), pad2, s.state, dense(b.d, s.state_row), packed(w.heads, s.state),
+        multiply(n_first_states, pad2, s.state, dense(b.d + s.state_row, s.state_row), packed(w.heads, s.state),
                  b.p_of_d, pad2, From::zero);
     }
-    std::int64_t row = n_rows;
+    std::int64_t row = n_rows, state_end = n_states + 1;
     for (std::int64_t t = end - 1; t >= begin; --t) {
       const std::int64_t n = running(job, tile, t + 1);
       row -= has_state ? n : 0;
       const float* const earlier = b.heads + (row - running(job, tile, t)) * w.head_row;  // of the step before
       for (std::int64_t r = 0; r < n; ++r) {
         const std::int64_t out = tile.videos[r] * s.snippets + t;
-        const bool restarted = job.rules.reset && job.output.change_points[out];
-        const float* const p_of_d = t == begin  ? b.p_of_d + r * pad2
-                                    : restarted ? w.prior_of_start
-                                                : earlier + r * w.head_row;
+        const float* p_of_d = w.prior_of_start;
+        if (!job.rules.held && b.state_row[row + r] > 0)
+          p_of_d = t == begin ? b.p_of_d + (b.state_row[row + r] - 1) * pad2 : earlier + r * w.head_row;
         step_backward(job, b, sums, r, has_state ? row + r : 0, out, p_of_d);
         split_state_gradient(job, sums, b.gd + r * s.state_row, out);
       }
@@ -536,20 +554,30 @@ void backward(const ChangePointJob& job, const ScanTile& tile, const ChangePoint
       const Right heads_back{w.heads_back, head_width * kPanel, kPanel};
       if (w.head_segments)
         multiply(n, s.state, head_width, dense(to_heads, w.head_row), heads_back, b.gd, s.state_row, From::c);
+      // states of their own pass their gradient through the weights together, those that are d0 at the tile's end
+      std::int64_t state_begin = state_end;
+      for (std::int64_t r = 0; r < n; ++r) state_begin -= b.state_row[row + r] > 0;
+      for (std::int64_t r = 0; r < n; ++r) {
+        const std::int64_t own = b.state_row[row + r];
+        float* const h = b.from_state + own * s.gate_row;
+        float* const gd = b.gd + r * s.state_row;
+        gru_row_backward(s.state_pad, b.from_input + (row + r) * s.gate_row, h, b.d + own * s.state_row, gd,
+                         own ? h : b.to_product, own ? b.to_states + (own - state_begin) * s.state_row : gd);
+        if (!own) add_rows(b.to_start, b.to_product, 1, s.gate_row, gates);
+      }
+      multiply(state_end - state_begin, s.state, gates, dense(b.from_state + state_begin * s.gate_row, s.gate_row),
+               packed(w.gru.state_back, gates), b.to_states, s.state_row, From::c);
       for (std::int64_t r = 0; r < n; ++r)
-        gru_row_backward(s.state_pad, b.from_input + (row + r) * s.gate_row, b.from_state + (row + r) * s.gate_row,
-                         b.d + (row + r) * s.state_row, b.gd + r * s.state_row, b.next_gd + r * s.state_row);
-      float* const swapped = b.gd;
-      b.gd = b.next_gd;
-      b.next_gd = swapped;
-      const std::int64_t gates = 3 * s.state_pad;
-      multiply(n, s.state, gates, dense(b.from_state + row * s.gate_row, s.gate_row), packed(w.gru.state_back, gates),
-               b.gd, s.state_row, From::c);
+        if (const std::int64_t own = b.state_row[row + r])
+          copy(b.gd + r * s.state_row, b.to_states + (own - state_begin) * s.state_row, s.state_row);
+      state_end = state_begin;
       multiply(n, s.latent, gates, dense(b.from_input + row * s.gate_row, s.gate_row), packed(w.gru.input_back, gates),
                b.gv, s.latent_row, From::zero);
     }
     if (has_state) {
-      add_gru_gradients(s, n_rows, b.from_input, b.from_state, b.v, b.d, sums.gru);
+      add_gradients(s, n_rows, b.from_input, b.v, s.latent, s.latent_row, sums.gru.input, sums.gru.input_bias);
+      add_gradients(s, n_states, b.from_state + s.gate_row, b.d + s.state_row, s.state, s.state_row, sums.gru.state,
+                    sums.gru.state_bias);
       const auto add_head = [&](const float* gradient, float* sum) {
         multiply(pad2, s.state, n_rows, transposed(gradient, w.head_row), plain(b.next, s.state_row), sum, s.state_row,
                  From::c);
@@ -558,6 +586,11 @@ void backward(const ChangePointJob& job, const ScanTile& tile, const ChangePoint
       if (job.rules.transition) add_head(b.to_heads + (w.head_segments == 4 ? pad2 : 0), sums.posterior_state);
     }
     end = begin;
+  }
+  if (has_state) {
+    add_gradients(s, 1, b.to_start, b.d, s.state, s.state_row, sums.gru.state, sums.gru.state_bias);
+    multiply(1, s.state, gates, dense(b.to_start, s.gate_row), packed(w.gru.state_back, gates), sums.initial_state,
+             s.state_row, From::c);
   }
   for (std::int64_t r = 0; r < tile.count; ++r)
     first_column_backward(job, b, sums, r, tile.videos[r] * s.snippets);

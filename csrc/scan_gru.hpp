@@ -9,13 +9,21 @@ using ahlm::GruGradients;
 using ahlm::GruWeights;
 using ahlm::ScanSizes;
 
-// what the input and the state give the gates, before the nonlinearities: [rows, gate_row] each
-inline void gru_products(const ScanSizes& s, const GruWeights& w, std::int64_t n_rows, const float* v, const float* d,
-                         float* from_input, float* from_state, ScanHelper* helper = nullptr) {
+// what states alone give the gates
+inline void state_product(const ScanSizes& s, const GruWeights& w, std::int64_t n_states, const float* d,
+                          float* from_state) {
+  multiply(n_states, 3 * s.state_pad, s.state, dense(d, s.state_row), packed(w.state, s.state), from_state, s.gate_row,
+           From::bias, w.state_bias);
+}
+
+// what the input of `n_rows` rows and the state of `n_states` give the gates, before the nonlinearities: [rows, gate_row]
+inline void gru_products(const ScanSizes& s, const GruWeights& w, std::int64_t n_rows, const float* v,
+                         std::int64_t n_states, const float* d, float* from_input, float* from_state,
+                         ScanHelper* helper = nullptr) {
   const std::int64_t width = 3 * s.state_pad;
   multiply_all(helper, {{n_rows, width, s.latent, dense(v, s.latent_row), packed(w.input, s.latent), from_input,
                          s.gate_row, From::bias, w.input_bias},
-                        {n_rows, width, s.state, dense(d, s.state_row), packed(w.state, s.state), from_state,
+                        {n_states, width, s.state, dense(d, s.state_row), packed(w.state, s.state), from_state,
                          s.gate_row, From::bias, w.state_bias}});
 }
 
@@ -35,34 +43,31 @@ AHLM_INLINE void gru_row(std::int64_t n, float* x, const float* h, const float* 
   }
 }
 
-// from the gates in `x` and the candidate's state part in `h` to the gradients of both products, in their place;
+// from the gates in `x` and the candidate's state part in `h` to the gradients of both products, in `x` and `to_h`;
 // returns in `to_d` the part of the old state's gradient that does not pass through the weights
-AHLM_INLINE void gru_row_backward(std::int64_t n, float* x, float* h, const float* d, const float* gradient,
-                                  float* to_d) {
+AHLM_INLINE void gru_row_backward(std::int64_t n, float* x, const float* h, const float* d, const float* gradient,
+                                  float* to_h, float* to_d) {
   for (std::int64_t i = 0; i < n; i += kLanes) {
     const Vec g = load(gradient + i), reset = load(x + i), update = load(x + n + i), candidate = load(x + 2 * n + i);
     const Vec to_candidate = g * (1.0f - update) * (1.0f - candidate * candidate);
     const Vec to_reset = to_candidate * load(h + 2 * n + i) * reset * (1.0f - reset);
     const Vec to_update = g * (load(d + i) - candidate) * update * (1.0f - update);
     store(x + i, to_reset);
-    store(h + i, to_reset);
+    store(to_h + i, to_reset);
     store(x + n + i, to_update);
-    store(h + n + i, to_update);
+    store(to_h + n + i, to_update);
     store(x + 2 * n + i, to_candidate);
-    store(h + 2 * n + i, to_candidate * reset);
+    store(to_h + 2 * n + i, to_candidate * reset);
     store(to_d + i, g * update);
   }
 }
 
-inline void add_gru_gradients(const ScanSizes& s, std::int64_t n_rows, const float* to_input, const float* to_state,
-                              const float* v, const float* d, const GruGradients& sums) {
+// the gradients of one product's weight and bias from those of its results `to_gates`, for rows x [n_rows, size]
+inline void add_gradients(const ScanSizes& s, std::int64_t n_rows, const float* to_gates, const float* x,
+                          std::int64_t size, std::int64_t row, float* weight, float* bias) {
   const std::int64_t width = 3 * s.state_pad;
-  multiply(width, s.latent, n_rows, transposed(to_input, s.gate_row), plain(v, s.latent_row), sums.input, s.latent_row,
-           From::c);
-  multiply(width, s.state, n_rows, transposed(to_state, s.gate_row), plain(d, s.state_row), sums.state, s.state_row,
-           From::c);
-  add_rows(sums.input_bias, to_input, n_rows, s.gate_row, width);
-  add_rows(sums.state_bias, to_state, n_rows, s.gate_row, width);
+  multiply(width, size, n_rows, transposed(to_gates, s.gate_row), plain(x, row), weight, row, From::c);
+  add_rows(bias, to_gates, n_rows, s.gate_row, width);
 }
 
 constexpr float kLowestLogStd = -5.0f, kHighestLogStd = 2.0f;

@@ -80,7 +80,7 @@ void forward(const SnippetJob& job, const ScanTile& tile, float* scratch) {
       copy(job.output.state + out * s.state, f.d + r * s.state_row, s.state);
     }
     if (n_next == 0) return;
-    gru_products(s, job.weights.gru, n_next, f.v, f.d, f.from_input, f.from_state);
+    gru_products(s, job.weights.gru, n_next, f.v, n_next, f.d, f.from_input, f.from_state);
     for (std::int64_t r = 0; r < n_next; ++r) {
       float* const d = f.d + r * s.state_row;
       if (job.input.change_points[tile.videos[r] * s.snippets + t])
@@ -172,7 +172,7 @@ void backward(const SnippetJob& job, const ScanTile& tile, const SnippetSums& su
         copy(b.d + n_rows * s.state_row, job.output.state + out * s.state, s.state);
       }
     }
-    gru_products(s, w.gru, n_rows, b.v, b.d, b.from_input, b.from_state);
+    gru_products(s, w.gru, n_rows, b.v, n_rows, b.d, b.from_input, b.from_state);
     for (std::int64_t row = 0; row < n_rows; ++row)
       gru_row<true>(s.state_pad, b.from_input + row * s.gate_row, b.from_state + row * s.gate_row,
                     b.d + row * s.state_row, b.unused_state);
@@ -188,8 +188,9 @@ void backward(const SnippetJob& job, const ScanTile& tile, const SnippetSums& su
           add(sums.initial_state, gd, s.state_row);
           clear(gd, s.state_row);
         }
-        gru_row_backward(s.state_pad, b.from_input + (row + r) * s.gate_row, b.from_state + (row + r) * s.gate_row,
-                         b.d + (row + r) * s.state_row, gd, b.next_gd + r * s.state_row);
+        float* const h = b.from_state + (row + r) * s.gate_row;
+        gru_row_backward(s.state_pad, b.from_input + (row + r) * s.gate_row, h, b.d + (row + r) * s.state_row, gd, h,
+                         b.next_gd + r * s.state_row);
       }
       float* const swapped = b.gd;
       b.gd = b.next_gd;
@@ -210,7 +211,8 @@ void backward(const SnippetJob& job, const ScanTile& tile, const SnippetSums& su
         over(s.state, [&](std::int64_t i, std::int64_t m, int) { store(gd + i, load(gd + i) + load(given + i, m)); });
       }
     }
-    add_gru_gradients(s, n_rows, b.from_input, b.from_state, b.v, b.d, sums.gru);
+    add_gradients(s, n_rows, b.from_input, b.v, s.latent, s.latent_row, sums.gru.input, sums.gru.input_bias);
+    add_gradients(s, n_rows, b.from_state, b.d, s.state, s.state_row, sums.gru.state, sums.gru.state_bias);
     multiply(head_width, s.state, n_rows, transposed(b.to_heads, w.head_row), plain(b.d, s.state_row), sums.heads,
              s.state_row, From::c);
     end = begin;
