@@ -62,7 +62,9 @@ class DetectorConfig:
         beta_range: beta is clipped to this range.
         look_ahead: level 2 sees the mean of f1 over this many snippets, and boundaries are put at its middle.
         both_directions: videos are also scanned from their end, and change-points of the two directions joined
-            (`ahlm/localization/directions.py`); training does not look at it.
+            (`ahlm/localization/directions.py`); DFC's training does not look at it.
+        lone_ratio: at test, a change-point of one of both directions alone counts only where D_static exceeds this
+            share of D_change: a lower clip of beta for them. Those that teach EFC all count.
         standardise: features are centred and divided by a deviation `per_dimension` or one `global` one; `slow`: they
             are projected on the directions that vary most against the noise between neighbouring snippets, the noise
             made white (`ahlm/data/slow_features.py`).
@@ -95,6 +97,7 @@ class DetectorConfig:
     beta_range: tuple[float, float] = (0.15, 0.9)
     look_ahead: int = 1
     both_directions: bool = False
+    lone_ratio: float = 0.0
     standardise: Literal["per_dimension", "global", "slow"] = "per_dimension"
     slow_size: int = 16
     sigma: float = 1.0
@@ -320,7 +323,7 @@ _RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
         "detector.kl_weight detector.kl_warmup detector.free_nats detector_optim.iterations detector_optim.warmup "
         "detector_optim.weight_decay detector_optim.clip_norm classifier_optim.iterations classifier_optim.warmup "
         "classifier_optim.weight_decay classifier_optim.clip_norm classifier.segment_weight classifier.segment_from "
-        "localization.oic_margin localization.extend",
+        "detector.lone_ratio localization.oic_margin localization.extend",
         "at least 0",
         lambda value: 0 <= value < math.inf,
     ),

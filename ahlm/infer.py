@@ -21,7 +21,7 @@ from ahlm.data.sampling import collate, sample_snippets_test
 from ahlm.errors import DataError
 from ahlm.evaluation.predictions import write_predictions
 from ahlm.localization import Localization, localize
-from ahlm.localization.directions import join_directions
+from ahlm.localization.directions import Direction, join_directions
 from ahlm.run_folder import FILES
 from ahlm.timeline import FeatureSpec
 
@@ -148,31 +148,39 @@ class Predictor:
     @torch.inference_mode()
     def analyse(self, videos: Sequence[NDArray[np.float32]]) -> list[VideoAnalysis]:
         """Run both modules on a batch of videos [n_i, F], padded to the longest."""
+        lone_ratio = self.config.detector.lone_ratio
         return [
             VideoAnalysis(*classified, *detected)
-            for classified, detected in zip(self._classify(videos), self._detect(videos), strict=True)
+            for classified, detected in zip(self._classify(videos), self._detect(videos, lone_ratio), strict=True)
         ]
 
-    def _detect(self, videos: Sequence[NDArray[np.float32]]) -> list[list[NDArray[Any]]]:
+    def _detect(self, videos: Sequence[NDArray[np.float32]], lone_ratio: float) -> list[list[NDArray[Any]]]:
         """Change-points, seconds of their boundaries, D_static and D_change of every video."""
-        padded, lengths = (tensor.to(self.device) for tensor in collate(videos))
-        scan = self.model.change_points(padded, lengths)
-        backward = None
+        lead = self.model.detector.lead
+        scans = [self._scan(videos)]
         if self.config.detector.both_directions:
-            turned, _ = collate([video[::-1] for video in videos])
-            backward = self.model.change_points(turned.to(self.device), lengths).change_points.cpu().numpy()
+            scans.append(self._scan([video[::-1] for video in videos]))
+        found = []
+        for i, n in enumerate(map(len, videos)):
+            directions = []
+            for changes, static, change in scans:
+                edges = np.flatnonzero(changes[i, :n])
+                directions.append(Direction(edges, static[i, edges] > lone_ratio * change[i, edges]))
+            edges, positions = directions[0].edges, directions[0].edges + lead
+            if len(directions) == 2:
+                edges, positions = join_directions(directions[0], directions[1], n, lead)
+            seconds = np.interp(positions, np.arange(n + 1), self.spec.edges_s(n))
+            _, static, change = scans[0]
+            found.append([edges, seconds, static[i, :n], change[i, :n]])
+        return found
+
+    def _scan(self, videos: Sequence[NDArray[np.float32]]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Change-points, D_static and D_change of every video, padded [B, T]."""
+        scan = self.model.change_points(*(tensor.to(self.device) for tensor in collate(videos)))
         changes, static, change = (
             tensor.cpu().numpy() for tensor in (scan.change_points, scan.kl_static, scan.kl_change)
         )
-        found = []
-        for i, n in enumerate(map(len, videos)):
-            edges, lead = np.flatnonzero(changes[i, :n]), self.model.detector.lead
-            positions = edges + lead
-            if backward is not None:
-                edges, positions = join_directions(edges, np.flatnonzero(backward[i, :n]), n, lead)
-            seconds = np.interp(positions, np.arange(n + 1), self.spec.edges_s(n))
-            found.append([edges, seconds, static[i, :n], change[i, :n]])
-        return found
+        return changes, static, change
 
     def _classify(self, videos: Sequence[NDArray[np.float32]]) -> list[list[NDArray[Any]]]:
         """Video scores, CAS, attention and embedding of every video: the means over EFC's passes."""
@@ -198,8 +206,9 @@ class Predictor:
 
     @torch.inference_mode()
     def change_points(self, dataset: FeatureDataset) -> list[NDArray[np.int64]]:
-        """Detected edges of every video of a data set, and nothing else of it; see `VideoAnalysis`."""
-        return [edges for edges, *_ in _in_batches(dataset, self._detect, progress=False)]
+        """Edges that teach EFC, of every video of a data set: all that are detected, `lone_ratio` or not."""
+        found = _in_batches(dataset, lambda videos: self._detect(videos, lone_ratio=0.0), progress=False)
+        return [edges for edges, *_ in found]
 
 
 def _in_batches(

@@ -198,9 +198,10 @@ def test_change_points_of_a_detector_that_looks_ahead_stand_half_a_snippet_later
         np.testing.assert_allclose(positions, analysis.change_points + 0.5)
 
 
-def test_both_directions_are_the_same_from_either_end(run: Path) -> None:
+@pytest.mark.parametrize("lone_ratio", [0.0, 1e9])
+def test_both_directions_are_the_same_from_either_end(run: Path, lone_ratio: float) -> None:
     predictor, dataset = ahlm.load(run), demo_dataset("test")
-    predictor.config = replaced(predictor.config, {"detector.both_directions": True})
+    predictor.config = replaced(predictor.config, {"detector.both_directions": True, "detector.lone_ratio": lone_ratio})
     videos = [dataset.features(i) for i in range(6)]
     forward = ahlm.load(run).analyse(videos)
     turned = predictor.analyse([np.ascontiguousarray(video[::-1]) for video in videos])
@@ -208,8 +209,24 @@ def test_both_directions_are_the_same_from_either_end(run: Path) -> None:
         positions = predictor.spec.edge_position(both.boundaries_s)
         mirror = len(video) - predictor.spec.edge_position(mirrored.boundaries_s)[::-1]
         np.testing.assert_allclose(positions, mirror, atol=1e-6)
-        assert len(both.change_points) >= len(one.change_points) > 0
+        # all of both directions, or those alone on which they agree
+        assert 0 < len(one.change_points) <= len(both.change_points) or lone_ratio
+        assert len(both.change_points) <= len(one.change_points) or not lone_ratio
         np.testing.assert_allclose(both.cas, one.cas)
+
+
+def test_unconfirmed_change_points_teach_but_do_not_count(run: Path) -> None:
+    predictor, dataset = ahlm.load(run), demo_dataset("test")
+    counts = {}
+    for lone_ratio in (0.0, 0.5, 1e9):
+        predictor.config = replaced(
+            predictor.config, {"detector.both_directions": True, "detector.lone_ratio": lone_ratio}
+        )
+        analyses = predictor.analyse_dataset(dataset, progress=False)
+        counts[lone_ratio] = sum(len(analysis.change_points) for analysis in analyses)
+        teachers = predictor.change_points(dataset)
+        assert sum(map(len, teachers)) == counts[0.0]
+    assert counts[0.0] > counts[0.5] > counts[1e9] > 0
 
 
 def test_wrong_dimension_and_nan_in_a_file(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,11 +18,13 @@ from ahlm.localization import refine_change_points
 from ahlm.train import Trainer, new_model
 
 pytestmark = pytest.mark.slow
-# mean of five seeds minus two standard deviations, see the README
+# mean of five seeds minus two standard deviations, plus two for the firing rate, see the README; on `hapt` the
+# thresholds are those of a classifier that change-points have taught
 FLOORS = {
-    "ucf15": {"thresholds": 64.0, "both": 75.9, "f1": 0.80},
-    "hapt": {"thresholds": 58.2, "both": 66.5, "f1": 0.55},
+    "ucf15": {"thresholds": 64.0, "both": 75.9, "gain": 10.0, "f1": 0.80},
+    "hapt": {"thresholds": 58.2, "both": 64.6, "gain": 0.8, "f1": 0.57},
 }
+HIGHEST_RATE = {"ucf15": 1.22, "hapt": 1.34}  # times the true one
 
 
 @pytest.fixture(scope="module", params=sorted(FLOORS))
@@ -56,10 +58,11 @@ def test_localisation(trained: tuple[str, Predictor, FeatureDataset, list[VideoA
     found = {
         kind: 100 * score(predictor, dataset, analyses, kind).average["0.1:0.7"] for kind in ("thresholds", "both")
     }
+    oracle = 100 * score(predictor, dataset, analyses, "change_points", oracle=True).average["0.1:0.7"]
+    assert oracle > found["both"]
+    found["gain"] = found["both"] - found["thresholds"]
     for kind, value in found.items():
         assert value >= FLOORS[name][kind], kind
-    oracle = 100 * score(predictor, dataset, analyses, "change_points", oracle=True).average["0.1:0.7"]
-    assert oracle > found["both"] > found["thresholds"] + 2.4  # the paper's gain by change-points
 
 
 def test_change_points(trained: tuple[str, Predictor, FeatureDataset, list[VideoAnalysis]]) -> None:
@@ -68,7 +71,7 @@ def test_change_points(trained: tuple[str, Predictor, FeatureDataset, list[Video
     assert result.change_points is not None
     detected = result.change_points["detected"]["1"]
     assert detected["f1"] >= FLOORS[name]["f1"]
-    assert detected["rate"] <= 1.6 * detected["true_rate"]
+    assert detected["rate"] <= HIGHEST_RATE[name] * detected["true_rate"]
 
 
 def test_share_of_true_boundaries_that_the_lcs_step_deletes(

@@ -75,7 +75,8 @@ class Trainings:
         if part == "detector" or shared:
             used |= {name: values[name] for name in ("detector", "detector_optim", "detector_weight")}
             used["width"] = config.classifier.width
-            used["detector"].pop("both_directions")
+            for name in ("both_directions", "lone_ratio"):
+                used["detector"].pop(name)
         return ("both" if shared else part) + "-" + hashed(used)
 
     def checkpoint(self, config: Config, plain_mil: bool = False) -> Checkpoint:

@@ -117,6 +117,7 @@ def test_nothing_is_done_twice(copy: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("localization.nms_tiou", 0.1, False, False),
         ("refinement.enabled", False, False, False),
         ("detector.both_directions", True, False, False),
+        ("detector.lone_ratio", 0.2, False, False),
     ],
 )
 def test_a_training_depends_on_its_own_settings(
