@@ -63,8 +63,8 @@ class DetectorConfig:
         look_ahead: level 2 sees the mean of f1 over this many snippets, and boundaries are put at its middle.
         both_directions: videos are also scanned from their end, and change-points of the two directions joined
             (`ahlm/localization/directions.py`); DFC's training does not look at it.
-        lone_ratio: at test, a change-point of one of both directions alone counts only where D_static exceeds this
-            share of D_change: a lower clip of beta for them. Those that teach EFC all count.
+        lone_ratio: with `both_directions`, at test: a change-point that one direction alone has found counts only where
+            D_static exceeds this share of D_change; nothing at or below beta's lower clip. To teach EFC, all count.
         standardise: features are centred and divided by a deviation `per_dimension` or one `global` one; `slow`: they
             are projected on the directions that vary most against the noise between neighbouring snippets, the noise
             made white (`ahlm/data/slow_features.py`).

@@ -3,8 +3,9 @@
 // Beside the reference: 1 rows of a tile share each weight that is loaded; 2 the precision of the belief is kept instead
 // of taken from its deviation again; 3 P d of the static prior is P d' of the step before, and so are their gradients; 4
 // the reverse scan computes the gates of a chunk of steps at once, and adds a chunk to the weights' gradients as one
-// matrix product; 5 the state's product with the gates' weights is left out where the state is d0, as it is after every
-// change-point: states lie one after another without these, behind d0 and its product, which are row 0 for them all.
+// matrix product; 5 the state's product with the gates' weights is left out where the state is d0, as it is at the first
+// snippet and, with `reset`, after a change-point: states lie one after another without these, behind d0 and its product,
+// which are row 0 for them all.
 #include "change_point_scan.hpp"
 #include "scan_gru.hpp"
 

@@ -31,7 +31,9 @@ SIZES = {
     "ragged": (21, 11, 17, 33, [11, 3, 8, 1, 11, 7, 2, 9, 10, 4, 5, 6, 11, 1, 1, 8, 3, 2, 9, 7, 11]),
     "one snippet": (2, 1, 4, 6, [1, 1]),
     "wide": (1, 12, 40, 150, [12]),  # two threads share the video's products
-    "long": (5, 70, 5, 9, [70, 52, 70, 49, 3]),  # more steps than the reverse scan takes at once
+    # more steps than the reverse scan takes at once: tiles of 2 and chunks of 48, tiles of 8 and chunks of 12
+    "chunks": (8, 110, 6, 17, [110, 110, 98, 97, 96, 50, 49, 3]),
+    "chunks of a full tile": (32, 30, 5, 9, [30] + [1 + 7 * i % 30 for i in range(31)]),
 }
 
 

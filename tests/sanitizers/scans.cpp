@@ -126,7 +126,7 @@ int main() {
     const auto up_to = [&](std::int64_t most) { return 1 + static_cast<std::int64_t>(rng() % most); };
     ahlm::set_thread_pool(rng() % 4 ? nullptr : alone);
     const bool wide = rng() % 4 == 0;  // wide enough for two threads to share a video
-    const std::int64_t batch = up_to(wide ? 2 : 20), t = up_to(14), z = up_to(36), h = up_to(50) + (wide ? 150 : 0);
+    const std::int64_t batch = up_to(wide ? 2 : 60), t = up_to(40), z = up_to(36), h = up_to(50) + (wide ? 150 : 0);
     std::vector<std::int64_t> lengths;
     for (std::int64_t i = 0; i < batch; ++i) lengths.push_back(up_to(t));
     const ahlm::ScanSizes sizes = ahlm::scan_sizes(batch, t, z, h);
