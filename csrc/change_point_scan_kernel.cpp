@@ -97,7 +97,7 @@ struct Row {  // state of one video
 };
 struct Forward {
   float *v, *d, *next, *from_input, *from_state, *heads, *p_of_d, *rows, *beta;
-  std::int64_t *waiting, *state_row;  // a video's row in d and from_state
+  std::int64_t *waiting, *own;  // a video's row in d and from_state
 };
 std::int64_t forward_layout(const ChangePointJob& job, std::int64_t tile, float* block, Forward& f) {
   const ScanSizes& s = job.sizes;
@@ -112,7 +112,7 @@ std::int64_t forward_layout(const ChangePointJob& job, std::int64_t tile, float*
   f.rows = take(arena, tile * 6 * s.latent_pad);
   f.beta = take(arena, tile);
   f.waiting = reinterpret_cast<std::int64_t*>(take(arena, 2 * tile));
-  f.state_row = reinterpret_cast<std::int64_t*>(take(arena, 2 * tile));
+  f.own = reinterpret_cast<std::int64_t*>(take(arena, 2 * tile));
   return arena.used;
 }
 std::int64_t forward_floats(const ChangePointJob& job, std::int64_t tile) {
@@ -158,7 +158,7 @@ void first_column(const ChangePointJob& job, const Forward& f, std::int64_t r, s
   copy(job.output.state + out * s.state, job.weights.initial_state, s.state);
   copy(f.p_of_d + r * 2 * s.latent_pad, job.weights.prior_of_start, 2 * s.latent_pad);
   f.beta[r] = job.rules.beta0;
-  f.waiting[r] = f.state_row[r] = 0;
+  f.waiting[r] = f.own[r] = 0;
 }
 
 // eqs. 4-8 of one video at column `out` + 1; returns whether it changed
@@ -245,18 +245,18 @@ void forward(const ChangePointJob& job, const ScanTile& tile, ScanHelper* helper
     clear_padding(job, tile.videos[r]);
   }
   copy(f.d, job.weights.initial_state, s.state_row);
-  if (has_state) state_product(s, job.weights.gru, 1, f.d, f.from_state);
+  if (has_state) gru_products(s, job.weights.gru, 0, f.v, 1, f.d, f.from_input, f.from_state);
   for (std::int64_t t = 0;; ++t) {
     const std::int64_t n_rows = running(job, tile, t + 1);
     if (n_rows == 0) return;
     if (has_state) {
       std::int64_t n_states = 0;
-      for (std::int64_t r = 0; r < n_rows; ++r) n_states += f.state_row[r] > 0;
+      for (std::int64_t r = 0; r < n_rows; ++r) n_states += f.own[r] > 0;
       gru_products(s, job.weights.gru, n_rows, f.v, n_states, f.d + s.state_row, f.from_input, f.from_state + s.gate_row,
                    helper);
       for (std::int64_t r = 0; r < n_rows; ++r)
-        gru_row<false>(s.state_pad, f.from_input + r * s.gate_row, f.from_state + f.state_row[r] * s.gate_row,
-                       f.d + f.state_row[r] * s.state_row, f.next + r * s.state_row);
+        gru_row<false>(s.state_pad, f.from_input + r * s.gate_row, f.from_state + f.own[r] * s.gate_row,
+                       f.d + f.own[r] * s.state_row, f.next + r * s.state_row);
       if (job.weights.head_segments)
         multiply_all(helper, {{n_rows, job.weights.head_segments * s.latent_pad, s.state, dense(f.next, s.state_row),
                                packed(job.weights.heads, s.state), f.heads, job.weights.head_row, From::zero, nullptr}});
@@ -265,8 +265,8 @@ void forward(const ChangePointJob& job, const ScanTile& tile, ScanHelper* helper
     for (std::int64_t r = 0; r < n_rows; ++r) {
       const std::int64_t out = tile.videos[r] * s.snippets + t;
       const bool restarts = (step(job, f, r, out) && job.rules.reset) || !has_state;
-      f.state_row[r] = restarts ? 0 : ++n_states;
-      float* const d = f.d + f.state_row[r] * s.state_row;
+      f.own[r] = restarts ? 0 : ++n_states;
+      float* const d = f.d + f.own[r] * s.state_row;
       if (!restarts) copy(d, f.next + r * s.state_row, s.state_row);
       copy(job.output.state + (out + 1) * s.state, d, s.state);
       if (!job.rules.held)
@@ -282,9 +282,9 @@ struct Backward {
   float *v, *d, *next, *from_input, *from_state, *heads, *to_heads;  // a chunk of steps
   float *gv, *gd, *mean, *log_std, *to_p_of_d;                       // carried, a row a video
   float *to_states, *to_product;                                     // of one step
-  float* to_start;                                                   // sum of the gradients of d0's product
+  float* to_start_gates;                                             // sum of the gradients of d0's product
   float* p_of_d;                                                     // of a chunk's first step
-  std::int64_t* state_row;                                           // a chunk's row in d and from_state
+  std::int64_t* own;                                                 // the rows in d and from_state of a chunk's rows
 };
 std::int64_t backward_layout(const ChangePointJob& job, std::int64_t tile, float* block, Backward& b) {
   const ScanSizes& s = job.sizes;
@@ -296,13 +296,13 @@ std::int64_t backward_layout(const ChangePointJob& job, std::int64_t tile, float
   b.log_std = take(arena, tile * s.latent_pad);
   b.to_states = take(arena, tile * s.state_row);
   b.to_product = take(arena, s.gate_row);
-  b.to_start = take(arena, s.gate_row);
+  b.to_start_gates = take(arena, s.gate_row);
   b.v = take(arena, rows * s.latent_row);
   b.d = take(arena, (1 + rows) * s.state_row);
   b.next = take(arena, rows * s.state_row);
   b.from_input = take(arena, rows * s.gate_row);
   b.from_state = take(arena, (1 + rows) * s.gate_row);
-  b.state_row = reinterpret_cast<std::int64_t*>(take(arena, 2 * rows));
+  b.own = reinterpret_cast<std::int64_t*>(take(arena, 2 * rows));
   b.heads = take(arena, rows * job.weights.head_row);
   b.to_heads = take(arena, rows * job.weights.head_row);
   b.p_of_d = take(arena, job.rules.held ? 0 : tile * 2 * s.latent_pad);
@@ -507,7 +507,7 @@ void backward(const ChangePointJob& job, const ScanTile& tile, const ChangePoint
   clear(scratch, backward_layout(job, tile.count, scratch, b));
   for (std::int64_t r = 0; r < tile.count; ++r) clear_stream_padding(job, tile.videos[r]);
   copy(b.d, w.initial_state, s.state_row);
-  if (has_state) state_product(s, w.gru, 1, b.d, b.from_state);
+  if (has_state) gru_products(s, w.gru, 0, b.v, 1, b.d, b.from_input, b.from_state);
   const std::int64_t gates = 3 * s.state_pad;
   // steps t -> t + 1 of a chunk lie one after another, each with the videos that still run
   std::int64_t end = job.input.lengths[tile.videos[0]] - 1;
@@ -520,7 +520,7 @@ void backward(const ChangePointJob& job, const ScanTile& tile, const ChangePoint
         for (std::int64_t r = 0; r < n; ++r, ++n_rows) {
           const std::int64_t out = tile.videos[r] * s.snippets + t;
           const bool starts = t == 0 || (job.rules.reset && job.output.change_points[out]);
-          b.state_row[n_rows] = starts ? 0 : ++n_states;
+          b.own[n_rows] = starts ? 0 : ++n_states;
           copy(b.v + n_rows * s.latent_row, job.output.latent + out * s.latent, s.latent);
           if (!starts) copy(b.d + n_states * s.state_row, job.output.state + out * s.state, s.state);
         }
@@ -528,8 +528,8 @@ void backward(const ChangePointJob& job, const ScanTile& tile, const ChangePoint
       }
       gru_products(s, w.gru, n_rows, b.v, n_states, b.d + s.state_row, b.from_input, b.from_state + s.gate_row);
       for (std::int64_t row = 0; row < n_rows; ++row)
-        gru_row<true>(s.state_pad, b.from_input + row * s.gate_row, b.from_state + b.state_row[row] * s.gate_row,
-                      b.d + b.state_row[row] * s.state_row, b.next + row * s.state_row);
+        gru_row<true>(s.state_pad, b.from_input + row * s.gate_row, b.from_state + b.own[row] * s.gate_row,
+                      b.d + b.own[row] * s.state_row, b.next + row * s.state_row);
       if (w.head_segments)
         multiply(n_rows, head_width, s.state, dense(b.next, s.state_row), packed(w.heads, s.state), b.heads, w.head_row,
                  From::zero);
@@ -541,12 +541,12 @@ void backward(const ChangePointJob& job, const ScanTile& tile, const ChangePoint
     for (std::int64_t t = end - 1; t >= begin; --t) {
       const std::int64_t n = running(job, tile, t + 1);
       row -= has_state ? n : 0;
-      const float* const earlier = b.heads + (row - running(job, tile, t)) * w.head_row;  // of the step before
+      const std::int64_t before = row - running(job, tile, t);  // the first row of the step before, if it is in the chunk
       for (std::int64_t r = 0; r < n; ++r) {
         const std::int64_t out = tile.videos[r] * s.snippets + t;
         const float* p_of_d = w.prior_of_start;
-        if (!job.rules.held && b.state_row[row + r] > 0)
-          p_of_d = t == begin ? b.p_of_d + (b.state_row[row + r] - 1) * pad2 : earlier + r * w.head_row;
+        if (!job.rules.held && b.own[row + r] > 0)
+          p_of_d = t > begin ? b.heads + (before + r) * w.head_row : b.p_of_d + (b.own[row + r] - 1) * pad2;
         step_backward(job, b, sums, r, has_state ? row + r : 0, out, p_of_d);
         split_state_gradient(job, sums, b.gd + r * s.state_row, out);
       }
@@ -557,19 +557,19 @@ void backward(const ChangePointJob& job, const ScanTile& tile, const ChangePoint
         multiply(n, s.state, head_width, dense(to_heads, w.head_row), heads_back, b.gd, s.state_row, From::c);
       // states of their own pass their gradient through the weights together, those that are d0 at the tile's end
       std::int64_t state_begin = state_end;
-      for (std::int64_t r = 0; r < n; ++r) state_begin -= b.state_row[row + r] > 0;
+      for (std::int64_t r = 0; r < n; ++r) state_begin -= b.own[row + r] > 0;
       for (std::int64_t r = 0; r < n; ++r) {
-        const std::int64_t own = b.state_row[row + r];
+        const std::int64_t own = b.own[row + r];
         float* const h = b.from_state + own * s.gate_row;
         float* const gd = b.gd + r * s.state_row;
         gru_row_backward(s.state_pad, b.from_input + (row + r) * s.gate_row, h, b.d + own * s.state_row, gd,
                          own ? h : b.to_product, own ? b.to_states + (own - state_begin) * s.state_row : gd);
-        if (!own) add_rows(b.to_start, b.to_product, 1, s.gate_row, gates);
+        if (!own) add_rows(b.to_start_gates, b.to_product, 1, s.gate_row, gates);
       }
       multiply(state_end - state_begin, s.state, gates, dense(b.from_state + state_begin * s.gate_row, s.gate_row),
                packed(w.gru.state_back, gates), b.to_states, s.state_row, From::c);
       for (std::int64_t r = 0; r < n; ++r)
-        if (const std::int64_t own = b.state_row[row + r])
+        if (const std::int64_t own = b.own[row + r])
           copy(b.gd + r * s.state_row, b.to_states + (own - state_begin) * s.state_row, s.state_row);
       state_end = state_begin;
       multiply(n, s.latent, gates, dense(b.from_input + row * s.gate_row, s.gate_row), packed(w.gru.input_back, gates),
@@ -589,9 +589,9 @@ void backward(const ChangePointJob& job, const ScanTile& tile, const ChangePoint
     end = begin;
   }
   if (has_state) {
-    add_gradients(s, 1, b.to_start, b.d, s.state, s.state_row, sums.gru.state, sums.gru.state_bias);
-    multiply(1, s.state, gates, dense(b.to_start, s.gate_row), packed(w.gru.state_back, gates), sums.initial_state,
-             s.state_row, From::c);
+    add_gradients(s, 1, b.to_start_gates, b.d, s.state, s.state_row, sums.gru.state, sums.gru.state_bias);
+    multiply(1, s.state, gates, dense(b.to_start_gates, s.gate_row), packed(w.gru.state_back, gates),
+             sums.initial_state, s.state_row, From::c);
   }
   for (std::int64_t r = 0; r < tile.count; ++r)
     first_column_backward(job, b, sums, r, tile.videos[r] * s.snippets);

@@ -9,13 +9,6 @@ using ahlm::GruGradients;
 using ahlm::GruWeights;
 using ahlm::ScanSizes;
 
-// what states alone give the gates
-inline void state_product(const ScanSizes& s, const GruWeights& w, std::int64_t n_states, const float* d,
-                          float* from_state) {
-  multiply(n_states, 3 * s.state_pad, s.state, dense(d, s.state_row), packed(w.state, s.state), from_state, s.gate_row,
-           From::bias, w.state_bias);
-}
-
 // what the input of `n_rows` rows and the state of `n_states` give the gates, before the nonlinearities: [rows, gate_row]
 inline void gru_products(const ScanSizes& s, const GruWeights& w, std::int64_t n_rows, const float* v,
                          std::int64_t n_states, const float* d, float* from_input, float* from_state,
