@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cuda_cycles import cycles_a_step
 
 from ahlm.files import write_json
 from ahlm.kernels.cuda import SCAN_KERNELS, SNIPPET_KERNELS, Library
@@ -43,8 +44,8 @@ FORWARD = {"gates": 180, "two hops": 2 * 220, "sum over warps": 130, "eqs. 5, 7,
 REVERSE = {"gates": 40, "one hop": 220, "sum over warps": 130, "filter": 60}
 # under `evidence: transition` the filter waits for d' forward, and the state for the evidence backward
 FORWARD_TRANSITION, REVERSE_TRANSITION = {"filter": 120}, {"another hop": 220}
-# The fp16 forward is bound by the instructions of one warp rather than by these: docs/gpu.md reads its machine code.
-NOT_ESTIMATED = ("forward fp16", "forward fp16, transition")
+# the fp16 forward is bound by the instructions of its warps rather than by these
+FROM_MACHINE_CODE = ("forward fp16", "forward fp16, transition")
 CLOCK_GHZ = 1.755
 
 
@@ -69,12 +70,11 @@ def products(name: str) -> int:
     return rows * videos // 128
 
 
-def compile_library(folder: Path) -> tuple[Library, str]:
-    """The kernels and what ptxas reports of them."""
+def compile_library(path: Path) -> tuple[Library, str]:
+    """The kernels, built here, and what ptxas reports of them."""
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         raise SystemExit("nvcc is needed and not on PATH")
-    path = folder / "kernels.so"
     done = subprocess.run(
         [nvcc, *FLAGS, "-shared", "-cudart", "static", *SOURCES, "-o", str(path)],
         check=True,
@@ -86,11 +86,13 @@ def compile_library(folder: Path) -> tuple[Library, str]:
 
 def table() -> dict[str, dict[str, Any]]:
     """A row a kernel."""
+    patterns = dict(zip((*SCAN_KERNELS, *SNIPPET_KERNELS), (*SCAN_PATTERNS, *SNIPPET_PATTERNS), strict=True))
     with tempfile.TemporaryDirectory() as folder:
-        library, report = compile_library(Path(folder))
+        path = Path(folder) / "kernels.so"
+        library, report = compile_library(path)
         rows: dict[str, dict[str, Any]] = dict(library.resources(torch.device("cpu")))
-    patterns = (*SCAN_PATTERNS, *SNIPPET_PATTERNS)
-    for name, pattern in zip((*SCAN_KERNELS, *SNIPPET_KERNELS), patterns, strict=True):
+        from_machine_code = {name: cycles_a_step(path, patterns[name]) for name in FROM_MACHINE_CODE}
+    for name, pattern in patterns.items():
         found = re.search(
             pattern + r".*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
             r".*?Used (\d+) registers",
@@ -100,7 +102,7 @@ def table() -> dict[str, dict[str, Any]]:
         if found is None:
             raise SystemExit(f"ptxas says nothing of {name}")
         stack, stores, loads, registers = map(int, found.groups())
-        chain = None if name in NOT_ESTIMATED else products(name) + latencies(name)
+        chain = from_machine_code[name] if name in from_machine_code else products(name) + latencies(name)
         rows[name] = {
             "registers": registers,
             "stack_bytes": stack,

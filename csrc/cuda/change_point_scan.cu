@@ -50,10 +50,10 @@ AHLM_KERNEL(kH) scan_forward(const AhlmCudaScan job) {
 
   // column 0
   Gauss belief[2], prior_of_state[2] = {prior_of_start, prior_of_start}, bias{0.0f, 0.0f};
-  Column upcoming[2];
+  Column column[2];
   if (warp == 0) {
     if (is_latent && job.prior_bias) bias = {job.prior_bias[z], job.prior_bias[job.latent_size + z]};
-    float latent[2][2], kl[3][2] = {};
+    Share shares[2];
     AHLM_UNROLL
     for (int j = 0; j < 2; ++j) {
       belief[j] = {0.0f, 0.0f};
@@ -62,12 +62,12 @@ AHLM_KERNEL(kH) scan_forward(const AhlmCudaScan job) {
         belief[j] = clamped(stream_at(job.start, drawn[j].row, job.latent_size, z));
         if (job.noise) noise = job.noise[at(drawn[j].row, job.latent_size, z)];
       }
-      latent[0][j] = latent[1][j] = belief[j].mean + Math::exp(belief[j].log_std) * noise;
-      kl[2][j] = Math::kl(belief[j], {0.0f, 0.0f});
-      if (drawn[j].length > 0 && is_latent) write_latent(job, drawn[j].row, z, latent[0][j], belief[j]);
-      upcoming[j] = column_at(job, drawn[j], 0, z);
+      const float latent = belief[j].mean + Math::exp(belief[j].log_std) * noise;
+      shares[j] = {{latent, latent}, {0.0f, 0.0f, Math::kl(belief[j], {0.0f, 0.0f})}};
+      if (drawn[j].length > 0 && is_latent) write_latent(job, drawn[j].row, z, latent, belief[j]);
+      column[j] = column_at(job, drawn[j], 0, z);
     }
-    publish(shared, lane, latent, kl, 0.0f);
+    publish(shared, lane, shares, 0.0f);
   }
   receive(kLatents, &shared.latent_box[0], 0, Shared::kLatentBytes);
   const auto sum_over_blocks = [&] {
@@ -90,6 +90,7 @@ AHLM_KERNEL(kH) scan_forward(const AhlmCudaScan job) {
   unsigned changed = 0;  // a bit a video
   float d = own.start;
   Gates gates = gates_of_start;
+  judge.read_forced(job, 1);
   for (int t = 0; t < steps; ++t) {
     const int buffer = t % 2;
 
@@ -99,19 +100,13 @@ AHLM_KERNEL(kH) scan_forward(const AhlmCudaScan job) {
     send_state<kH>(shared, buffer, warp, lane, next);
 
     // eqs. 4-6 of this block's latent dimensions: what does not need d' while it is on its way, the rest, to all
-    Column column[2];
-    Outcomes<Math> either;
+    Outcomes<Math> either[2];
     const auto filter = [&](int j, const Gauss& e) {
-      either.filter(job, j, column[j], e, belief[j], prior_of_state[j], is_latent);
+      either[j].filter(job, column[j], e, belief[j], prior_of_state[j], is_latent);
     };
-    if (warp == 0) {
-      AHLM_UNROLL
-      for (int j = 0; j < 2; ++j) {
-        column[j] = upcoming[j];
-        upcoming[j] = column_at(job, drawn[j], t + 1, z);
-        if constexpr (!kTransition) filter(j, clamped(column[j].start));
-      }
-    }
+    if constexpr (!kTransition)
+      if (warp == 0)
+        for (int j = 0; j < 2; ++j) filter(j, clamped(column[j].start));
     receive(kState, &shared.state_box[buffer], t / 2, Shared::kStateBytes);
     multiply_heads(shared, weights, shared.state[buffer], warp, lane, kWarps, heads);
     if (warp == 0) {
@@ -119,9 +114,11 @@ AHLM_KERNEL(kH) scan_forward(const AhlmCudaScan job) {
       for (int j = 0; j < 2; ++j) {
         if constexpr (kTransition) filter(j, clamped(sum(column[j].posterior, {heads[1][j], heads[1][2 + j]})));
         prior_of_state[j] = {heads[0][j], heads[0][2 + j]};
-        either.compare(job, j, column[j], bias, prior_of_state[j], is_latent);
+        either[j].compare(job, column[j], bias, prior_of_state[j], is_latent);
       }
-      publish(shared, lane, either.latent, either.kl, 0.0f);
+      Share shares[2] = {either[0].share, either[1].share};
+      publish(shared, lane, shares, 0.0f);
+      for (int j = 0; j < 2; ++j) column[j] = column_at(job, drawn[j], t + 1, z);  // nothing reads them in this step
     }
 
     // what the weights make of d', while the KLs are on their way
@@ -131,7 +128,8 @@ AHLM_KERNEL(kH) scan_forward(const AhlmCudaScan job) {
 
     // eqs. 7-8
     const Distances distances = sum_over_blocks();
-    const bool is_change = judge.decide(job, t + 1, distances, judge.is_forced(job, t + 1));
+    const bool is_change = judge.decide(job, t + 1, distances);
+    judge.read_forced(job, t + 2);
     changed = ballot(is_change);
     if (writes_decisions && judge.is_real(t + 1))
       write_decision(job, judge.video.row + t + 1, is_change, distances,
@@ -145,10 +143,10 @@ AHLM_KERNEL(kH) scan_forward(const AhlmCudaScan job) {
       AHLM_UNROLL
       for (int j = 0; j < 2; ++j) {
         const bool now = changed >> (pair + j) & 1;
-        belief[j] = pick(now, either.fresh[j], either.fused[j]);
+        belief[j] = pick(now, either[j].fresh, either[j].fused);
         if (now && job.reset) prior_of_state[j] = prior_of_start;
         if (t + 1 < drawn[j].length && is_latent)
-          write_latent(job, drawn[j].row + t + 1, z, now ? either.latent[1][j] : either.latent[0][j], belief[j]);
+          write_latent(job, drawn[j].row + t + 1, z, now ? either[j].share.latent[1] : either[j].share.latent[0], belief[j]);
       }
     }
   }
@@ -174,7 +172,7 @@ struct ReverseShared {
 // What one unit of a video needs for the step between columns t and t + 1, and for column t.
 struct UnitTerms {
   float to_candidate, to_reset, to_update, reset, update, into, through;
-  bool restarts;
+  std::uint8_t restarts;  // as loaded: whoever makes it a bool waits for it
 };
 AHLM_DEVICE UnitTerms unit_terms(const AhlmCudaReverse& job, const Video& video, int t, int unit) {
   if (t < 0 || t >= video.length) return {};
@@ -287,7 +285,7 @@ AHLM_KERNEL(kH) scan_reverse(const AhlmCudaReverse job) {
     }
     // evidence is of d', before a restart, or (of the snippet scan) of the state after it
     const float given = job.after_restart ? to_state + from_evidence : to_state;
-    const float to_next = (terms.restarts ? 0.0f : given) + terms.through + (job.after_restart ? 0.0f : from_evidence);
+    const float to_next = (terms.restarts != 0 ? 0.0f : given) + terms.through + (job.after_restart ? 0.0f : from_evidence);
     const float to_candidate = to_next * terms.to_candidate;
     alignas(16) const float gates[4] = {to_candidate * terms.to_reset, to_next * terms.to_update, to_candidate,
                                         to_candidate * terms.reset};
@@ -352,8 +350,8 @@ int with_single(bool transition, Use use) {
 }
 template <int kH, typename Use>
 int with_half(bool transition, Use use) {
-  return transition ? use(scan_forward_half<kH, true>, kH + 32, sizeof(HalfShared<kH, true>))
-                    : use(scan_forward_half<kH, false>, kH + 32, sizeof(HalfShared<kH, false>));
+  return transition ? use(scan_forward_half<kH, true>, kH + 64, sizeof(HalfShared<kH, true>))
+                    : use(scan_forward_half<kH, false>, kH + 64, sizeof(HalfShared<kH, false>));
 }
 template <int kH, typename Use>
 int with_forward(int precision, bool few, bool transition, Use use) {

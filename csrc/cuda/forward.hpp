@@ -24,31 +24,31 @@ AHLM_DEVICE void write_latent(const AhlmCudaScan& job, int row, int z, float lat
   job.belief_log_std[place] = belief.log_std;
 }
 
-// A step of one latent dimension of a lane's two videos, eqs. 4-6: what either decision would make of it.
+// A step of one latent dimension of one video, eqs. 4-6: what either decision would make of it.
 template <typename Math>
 struct Outcomes {
-  Gauss fused[2], fresh[2];      // belief without and with a change
-  float latent[2][2], kl[3][2];  // likewise; terms of `Distances`
+  Gauss fused, fresh;  // belief without and with a change
+  Share share;
 
   // from the evidence `e`: all that does not need d'
-  AHLM_DEVICE void filter(const AhlmCudaScan& job, int j, const Column& column, const Gauss& e, const Gauss& belief,
+  AHLM_DEVICE void filter(const AhlmCudaScan& job, const Column& column, const Gauss& e, const Gauss& belief,
                           const Gauss& prior_of_state, bool is_latent) {
     const Gauss p_static = job.held ? belief : clamped(sum(column.prior, prior_of_state));
-    fused[j] = Math::fuse(belief, e, job.belief_weight, job.evidence_weight);
-    fresh[j] = pick(job.reset, clamped(column.start), e);
-    const float distance = Math::kl(fused[j], p_static);
-    kl[0][j] = is_latent ? distance : 0.0f;
-    latent[0][j] = fused[j].mean + Math::exp(fused[j].log_std) * column.noise;
-    latent[1][j] = fresh[j].mean + Math::exp(fresh[j].log_std) * column.noise;
+    fused = Math::fuse(belief, e, job.belief_weight, job.evidence_weight);
+    fresh = pick(job.reset, clamped(column.start), e);
+    const float distance = Math::kl(fused, p_static);
+    share.kl[0] = is_latent ? distance : 0.0f;
+    share.latent[0] = fused.mean + Math::exp(fused.log_std) * column.noise;
+    share.latent[1] = fresh.mean + Math::exp(fresh.log_std) * column.noise;
   }
   // from the prior's head at d'
-  AHLM_DEVICE void compare(const AhlmCudaScan& job, int j, const Column& column, const Gauss& bias,
+  AHLM_DEVICE void compare(const AhlmCudaScan& job, const Column& column, const Gauss& bias,
                            const Gauss& prior_of_state, bool is_latent) {
     const Gauss offset = job.change_prior == 2 ? column.prior : bias;
     const Gauss p_change = clamped(job.change_prior == 1 ? offset : sum(offset, prior_of_state));
-    const float distances[2] = {Math::kl(fused[j], p_change), Math::kl(fresh[j], p_change)};
-    kl[1][j] = is_latent ? distances[0] : 0.0f;
-    kl[2][j] = is_latent ? distances[1] : 0.0f;
+    const float distances[2] = {Math::kl(fused, p_change), Math::kl(fresh, p_change)};
+    share.kl[1] = is_latent ? distances[0] : 0.0f;
+    share.kl[2] = is_latent ? distances[1] : 0.0f;
   }
 };
 
@@ -68,20 +68,22 @@ struct Judge {
   Video video;
   float beta;
   int waiting = 0;  // steps left without a test
+  std::uint8_t forced = 0;
 
   // column 0 is never a change-point, nor is what is past the video's end
   AHLM_DEVICE bool is_real(int column) const { return column > 0 && column < video.length; }
-  AHLM_DEVICE bool is_forced(const AhlmCudaScan& job, int column) const {
-    return job.forced_changes && is_real(column) && job.forced_changes[video.row + column];
+  // a step before the column's decision, or its load would be waited for
+  AHLM_DEVICE void read_forced(const AhlmCudaScan& job, int column) {
+    if (job.forced_changes) forced = is_real(column) ? job.forced_changes[video.row + column] : std::uint8_t{0};
   }
-  AHLM_DEVICE bool decide(const AhlmCudaScan& job, int column, const Distances& kl, bool is_forced) {
+  AHLM_DEVICE bool decide(const AhlmCudaScan& job, int column, const Distances& kl) {
     const bool is_tested = is_real(column) && waiting == 0;
     bool is_change = is_tested && kl.from_static > beta * kl.from_change;
     if (is_tested) {
       beta += is_change ? job.alpha : -job.alpha_down;
       beta = fminf(fmaxf(beta, job.beta_low), job.beta_high);
     }
-    if (job.forced_changes) is_change = is_forced;
+    if (job.forced_changes) is_change = forced != 0;
     waiting = is_change ? job.refractory : waiting > 0 ? waiting - 1 : 0;
     return is_change;
   }

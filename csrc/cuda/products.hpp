@@ -71,6 +71,22 @@ AHLM_DEVICE void load_tile(std::uint32_t (&tile)[kSteps][4], const Rows& rows, i
   }
 }
 
+// A tile's rows times the state, all columns; `pieces(step)` are a lane's of 16 columns.
+template <int kH, typename Pieces>
+AHLM_DEVICE void multiply_tile(const Pieces& pieces, const Half (&d)[kVideos][kH + kHalfPadding], int lane,
+                               float (&c)[4]) {
+  float chain[4][4] = {};  // several sums, so that one product does not wait for the other
+  const Half* const row = &d[lane % 8][lane / 8 * 8];
+  AHLM_UNROLL
+  for (int step = 0; step < kH / 16; step += 2) {
+    std::uint32_t piece[4];
+    load_matrices(piece, row + 16 * step);
+    multiply(chain[step % 4], pieces(step), piece[0], piece[1]);
+    multiply(chain[step % 4 + 1], pieces(step + 1), piece[2], piece[3]);
+  }
+  for (int i = 0; i < 4; ++i) c[i] = (chain[0][i] + chain[1][i]) + (chain[2][i] + chain[3][i]);
+}
+
 // A warp's four units, in registers.
 template <int kH>
 struct HalfGates {
@@ -82,16 +98,7 @@ struct HalfGates {
     load_tile(input, input_rows(from.gru_input, kH, from.latents, unit, row), 0, from.latents, lane);
   }
   AHLM_DEVICE void of_state(const Half (&d)[kVideos][kH + kHalfPadding], int lane, float (&c)[4]) const {
-    float chain[4][4] = {};  // several sums, so that one product does not wait for the other
-    const Half* const row = &d[lane % 8][lane / 8 * 8];
-    AHLM_UNROLL
-    for (int step = 0; step < kH / 16; step += 2) {
-      std::uint32_t piece[4];
-      load_matrices(piece, row + 16 * step);
-      multiply(chain[step % 4], state[step], piece[0], piece[1]);
-      multiply(chain[step % 4 + 1], state[step + 1], piece[2], piece[3]);
-    }
-    for (int i = 0; i < 4; ++i) c[i] = (chain[0][i] + chain[1][i]) + (chain[2][i] + chain[3][i]);
+    multiply_tile<kH>([&](int step) -> const std::uint32_t(&)[4] { return state[step]; }, d, lane, c);
   }
   // from the messages of all blocks; a bit a video: its latents after a change
   template <typename Message>
@@ -107,42 +114,6 @@ struct HalfGates {
     for (int i = 0; i < 4; ++i) c[i] = chain[0][i] + chain[1][i];
   }
 };
-
-// A tile of a head in shared memory, for one warp: every lane keeps its own pieces.
-template <int kH>
-struct KeptTile {
-  alignas(16) std::uint32_t pieces[kH / 16][32][4];
-
-  AHLM_DEVICE void load(const Rows& rows, int width, int lane) {
-    for (int step = 0; step < kH / 16; ++step) {
-      std::uint32_t mine[4];
-      load_pieces(mine, rows, 16 * step, width, lane);
-      for (int i = 0; i < 4; ++i) pieces[step][lane][i] = mine[i];
-    }
-  }
-};
-template <int kH, int kHeads>
-AHLM_DEVICE void multiply_kept(const KeptTile<kH> (&heads)[kHeads], const Half (&d)[kVideos][kH + kHalfPadding],
-                               int lane, float (&c)[kHeads][4]) {
-  float chain[kHeads][4][4] = {};
-  const Half* const row = &d[lane % 8][lane / 8 * 8];
-  AHLM_UNROLL
-  for (int step = 0; step < kH / 16; step += 2) {
-    std::uint32_t piece[4];
-    load_matrices(piece, row + 16 * step);
-    AHLM_UNROLL
-    for (int i = 0; i < kHeads; ++i) {
-      std::uint32_t tile[2][4];
-      for (int j = 0; j < 2; ++j)
-        __builtin_memcpy(tile[j], __builtin_assume_aligned(heads[i].pieces[step + j][lane], 16), 16);
-      multiply(chain[i][step % 4], tile[0], piece[0], piece[1]);
-      multiply(chain[i][step % 4 + 1], tile[1], piece[2], piece[3]);
-    }
-  }
-  AHLM_UNROLL
-  for (int i = 0; i < kHeads; ++i)
-    for (int j = 0; j < 4; ++j) c[i][j] = (chain[i][0][j] + chain[i][1][j]) + (chain[i][2][j] + chain[i][3][j]);
-}
 
 // All weights in registers; of a head every warp has 32 columns.
 template <int kH, bool kTransition>

@@ -100,19 +100,23 @@ AHLM_DEVICE void multiply_heads(Shared& shared, const Weights& weights, const Nu
     }
 }
 
-// By the first warp: this block's latents (before and after a change) and KLs to every block.
+// What a lane says of its latent dimension of a video: the latent before and after a change, terms of `Distances`.
+struct Share {
+  float latent[2], kl[3];
+};
+// By the first warp, of two videos a lane: this block's latents and KLs to every block.
 template <typename Shared, typename Number>
-AHLM_DEVICE void publish(Shared& shared, int lane, const float (&latent)[2][2], float (&kl)[3][2], Number number) {
+AHLM_DEVICE void publish(Shared& shared, int lane, Share (&shares)[2], Number number) {
   AHLM_UNROLL
   for (int i = 0; i < 3; ++i)
     for (int j = 0; j < 2; ++j)
-      for (int mask = 4; mask < 32; mask *= 2) kl[i][j] += shuffle_xor(kl[i][j], mask);
+      for (int mask = 4; mask < 32; mask *= 2) shares[j].kl[i] += shuffle_xor(shares[j].kl[i], mask);
   AHLM_UNROLL
   for (int j = 0; j < 2; ++j) {
     const int slot = 2 * (lane % 4) + j;
-    for (int i = 0; i < 2; ++i) shared.outgoing.latent[i][slot][lane / 4] = converted(latent[i][j], number);
+    for (int i = 0; i < 2; ++i) shared.outgoing.latent[i][slot][lane / 4] = converted(shares[j].latent[i], number);
     if (lane < 4)
-      for (int i = 0; i < 3; ++i) shared.outgoing.kl[i][slot] = kl[i][j];
+      for (int i = 0; i < 3; ++i) shared.outgoing.kl[i][slot] = shares[j].kl[i];
   }
   if (keeps(kMessage)) warp_barrier();
   constexpr int kPieces = sizeof(shared.outgoing) / 16;
@@ -162,15 +166,19 @@ AHLM_DEVICE void open_scan(Shared& shared, const float* initial_state, Number nu
   block_barrier();
   if (keeps(kOpened)) cluster_barrier();
 }
+// A warp's four units of video `lane % 8`, to all; each lane sends to two blocks.
+template <int kH, typename Shared, typename Four>
+AHLM_DEVICE void send_units(Shared& shared, int buffer, int warp, int lane, const Four& four) {
+  const int unit = cluster_rank() * (kH / kRanks) + 4 * warp;
+  for (int i = 0; i < 2; ++i)
+    send(four, &shared.state[buffer][lane % 8][unit], &shared.state_box[buffer], lane / 8 * 2 + i);
+}
 // A lane's unit of a video, with those of its warp, to all.
 template <int kH, typename Shared, typename Number>
 AHLM_DEVICE void send_state(Shared& shared, int buffer, int warp, int lane, Number value) {
   shared.own_state[warp][2 * (lane % 4) + lane / 16][lane / 4 % 4] = value;
   if (keeps(kOwnState)) warp_barrier();
-  const auto four = chunk_at<4 * sizeof(Number)>(shared.own_state[warp][lane % 8]);
-  const int unit = cluster_rank() * (kH / kRanks) + 4 * warp;
-  for (int i = 0; i < 2; ++i)
-    send(four, &shared.state[buffer][lane % 8][unit], &shared.state_box[buffer], lane / 8 * 2 + i);
+  send_units<kH>(shared, buffer, warp, lane, chunk_at<4 * sizeof(Number)>(shared.own_state[warp][lane % 8]));
 }
 // Until what all have sent is here; then the mailbox expects the next round.
 AHLM_DEVICE void receive(Wait wait, Mailbox* box, int phase, int bytes) {

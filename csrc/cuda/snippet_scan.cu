@@ -38,6 +38,8 @@ AHLM_KERNEL(kH) scan_snippets(const AhlmCudaSnippets job) {
   Column upcoming[2];
   if (warp == 0)
     for (int j = 0; j < 2; ++j) upcoming[j] = column_at(j, 0);
+  // as loaded, a step ahead: whoever makes it a bool waits for it
+  std::uint8_t is_change = moved.length > 0 ? job.change_points[moved.row] : std::uint8_t{0};
   float d = own.start, tile[4], heads[1][4];
   for (int t = 0;; ++t) {
     const int buffer = (t + 1) % 2;
@@ -45,16 +47,16 @@ AHLM_KERNEL(kH) scan_snippets(const AhlmCudaSnippets job) {
     if (t < moved.length) job.state[at(moved.row + t, kH, unit)] = d;
     multiply_heads(shared, weights, shared.state[buffer], warp, lane, kWarps, heads);
     if (warp == 0) {
-      float latent[2][2], no_kl[3][2] = {};
+      Share shares[2];
       AHLM_UNROLL
       for (int j = 0; j < 2; ++j) {
         const Gauss posterior = clamped(sum(upcoming[j].pre, {heads[0][j], heads[0][2 + j]}));
         const float v = posterior.mean + Math::exp(posterior.log_std) * upcoming[j].noise;
-        latent[0][j] = latent[1][j] = v;
+        shares[j] = {{v, v}, {}};
         if (t < drawn[j].length && z < latents) job.latent[at(drawn[j].row + t, latents, z)] = v;
         upcoming[j] = column_at(j, t + 1);
       }
-      if (t + 1 < length) publish(shared, lane, latent, no_kl, number);
+      if (t + 1 < length) publish(shared, lane, shares, number);
     }
     if (t + 1 >= length) break;
     weights.of_state(shared.weights, shared.state[buffer], warp, lane, tile);
@@ -62,7 +64,8 @@ AHLM_KERNEL(kH) scan_snippets(const AhlmCudaSnippets job) {
     receive(kLatents, &shared.latent_box[0], t, Shared::kLatentBytes);
     weights.of_latent(shared.weights, shared.messages, 0, warp, lane, tile);
     d = next_state<Math>(own_gates(tile, lane < 16), gates, own, d);
-    if (t < moved.length && job.change_points[moved.row + t]) d = own.start;
+    if (is_change != 0) d = own.start;
+    if (t + 1 < moved.length) is_change = job.change_points[moved.row + t + 1];
     send_state<kH>(shared, t % 2, warp, lane, converted(d, number));
   }
   cluster_barrier();

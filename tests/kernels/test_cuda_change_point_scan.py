@@ -296,10 +296,11 @@ def test_sizes_without_a_kernel_take_the_next_one(
 
 
 @pytest.mark.slow
-def test_no_kernel_spills_registers_on_the_device() -> None:
+def test_no_kernel_spills_registers_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     script = SOURCE.parents[2] / "bench" / "cuda_resources.py"
     if shutil.which("nvcc") is None or not script.is_file():
         pytest.skip("no nvcc, or not in a checkout")
+    monkeypatch.syspath_prepend(str(script.parent))
     rows = runpy.run_path(str(script))["table"]()
     assert set(rows) == {*cuda.SCAN_KERNELS, *cuda.SNIPPET_KERNELS}
     for name, row in rows.items():
