@@ -1,7 +1,7 @@
 // The change-point scan forward in half precision. Two warps of each block do nothing but follow the beliefs of the
 // block's eight latent dimensions; the others move the state. Filter and KLs are the longest part of a step, and this
-// way nothing else is added to them: by the machine code's own latencies (docs/gpu.md) they take longer than d' on its
-// way to all blocks, so that an exchange less would save nothing.
+// way nothing else is added to them: by the machine code's own latencies (docs/gpu.md) most of both exchanges passes
+// while they are computed, so that an exchange less would save little.
 //
 // What is sent to all blocks for column c (the mailbox of each is one of two, in turn):
 //   latents    by the belief warps, as soon as they know the decision of c - 1 (and, under `evidence: transition`, d')
