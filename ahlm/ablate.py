@@ -154,6 +154,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", choices=("validation", "test"), default="validation", help="what rows are scored on")
     parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap over videos")
     config, options = parse(parser, sys.argv[1:] if argv is None else argv)
+    protocol = PROTOCOLS[config.protocol]
+    if protocol.snippet is not None or protocol.left_out:
+        parser.error(f"--protocol must take all videos, in seconds, for the bootstrap; got {protocol.name}")
+    if min(options.seeds) < 0:
+        parser.error(f"--seeds must be at least 0, got {min(options.seeds)}")
     if options.resamples < 1:
         parser.error(f"--resamples must be at least 1, got {options.resamples}")
     try:

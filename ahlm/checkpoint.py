@@ -105,4 +105,8 @@ def load_state(path: str | Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torch raises many kinds for a truncated or foreign file
         raise DataError(path, "state", "a state written by ahlm.train", type(error).__name__) from None
+    known = state.keys() if isinstance(state, dict) else set()
+    missing = {"weights", "step", "optimizers", "best_validation", "scaler"} - known
+    if missing:
+        raise DataError(path, "state", "a state written by ahlm.train", f"one without {', '.join(sorted(missing))}")
     return state

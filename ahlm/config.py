@@ -288,6 +288,8 @@ class Config:
         low, high = self.detector.beta_range
         if not 0 <= low <= high < math.inf:
             raise ValueError(f"detector.beta_range must be two rising numbers of at least 0, got {low}, {high}")
+        if self.detector.belief_weight + self.detector.evidence_weight == 0:
+            raise ValueError("detector.belief_weight and evidence_weight must not both be 0: nothing would be believed")
         if not (self.localization.cas_thresholds or self.localization.attention_thresholds):
             raise ValueError("localization must have cas_thresholds or attention_thresholds, got neither")
         if self.classifier.segment_weight:
@@ -323,13 +325,19 @@ _RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
         "detector.kl_weight detector.kl_warmup detector.free_nats detector_optim.iterations detector_optim.warmup "
         "detector_optim.weight_decay detector_optim.clip_norm classifier_optim.iterations classifier_optim.warmup "
         "classifier_optim.weight_decay classifier_optim.clip_norm classifier.segment_weight classifier.segment_from "
-        "detector.lone_ratio localization.oic_margin localization.extend",
+        "detector.lone_ratio detector_weight classifier.foreground_weight classifier.context_weight "
+        "classifier.background_weight localization.oic_margin localization.extend",
         "at least 0",
         lambda value: 0 <= value < math.inf,
     ),
     ("seed", "in 0 .. 2^63 - 1", lambda value: 0 <= value < 2**63),
     ("refinement.lcs_ratio localization.threshold_weight", "in (0, 1]", lambda value: 0 < value <= 1),
+    ("localization.gamma localization.class_threshold localization.min_score", "finite", math.isfinite),
     ("refinement.cosine_threshold", "in [-1, 1]", lambda value: -1 <= value <= 1),
     ("data.validation classifier.dropout", "in [0, 1)", lambda value: 0 <= value < 1),
-    ("localization.nms_tiou detector.belief_weight", "in [0, 1]", lambda value: 0 <= value <= 1),
+    (
+        "localization.nms_tiou detector.belief_weight detector_optim.decay_at classifier_optim.decay_at",
+        "in [0, 1]",
+        lambda value: 0 <= value <= 1,
+    ),
 )

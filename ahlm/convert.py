@@ -51,8 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     out = Path(arguments.out)
     if not arguments.overwrite:
-        # annotations are written last: with them the data set is complete
-        done = [path for path in (out / "gt.json", out / "annotations" / "annotations.json") if path.exists()]
+        from ahlm.data.write import ANNOTATIONS
+
+        done = [out / name for name in ANNOTATIONS if (out / name).exists()]
         if done:
             parser.error(f"{done[0]} exists; --overwrite replaces the data set")
     try:

@@ -20,6 +20,7 @@ from ahlm.data.dataset import FeatureDataset, open_dataset
 from ahlm.data.sampling import collate, sample_snippets_test
 from ahlm.errors import DataError
 from ahlm.evaluation.predictions import write_predictions
+from ahlm.kernels.compiled import default_backend
 from ahlm.localization import Localization, localize
 from ahlm.localization.directions import Direction, join_directions
 from ahlm.run_folder import FILES
@@ -357,14 +358,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def select_device(name: str) -> str:
-    """`auto` is CUDA where there is a card; raises `DataError` for a card that is not there."""
+    """`auto` is CUDA where there is a card; raises `DataError` for a card or an AHLM_BACKEND that is not there."""
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise DataError("--device", name, "a CUDA device", "none: torch sees no NVIDIA GPU", hint="use --device cpu")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DataError("--device", name, f"one of {torch.cuda.device_count()} CUDA devices", f"index {device.index}")
+    try:
+        default_backend(name)
+    except ValueError as error:
+        raise DataError("environment", "AHLM_BACKEND", f"a backend that runs on {name}", error) from None
     return name
 
 

@@ -67,6 +67,7 @@ class RunFolder:
             )
         for file in occupied:
             (folder.path / file).unlink()
+        shutil.rmtree(folder.path / "tensorboard", ignore_errors=True)
         return folder
 
     def claim(self) -> None:

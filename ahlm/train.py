@@ -269,7 +269,7 @@ class Trainer:
         self.step, self.best_validation = state["step"], state["best_validation"]
         for part, saved in zip(self.parts, state["optimizers"], strict=True):
             part.optimizer.load_state_dict(saved)
-        self.scaler.load_state_dict(state.get("scaler", {}))
+        self.scaler.load_state_dict(state["scaler"])
         self._segments = None
 
     def batch_sizes(self) -> str:
@@ -414,8 +414,8 @@ def score(
 def firing(analyses: Sequence[VideoAnalysis]) -> str:
     """How often the detector fires and how clear its test of eq. 7 is: quantiles of D_static / D_change in two lines.
 
-    A detector that fires nowhere, or at about half of the snippets or more, has found no change-points, and is said to
-    have collapsed.
+    The ratios are of the video read forward, the change-points of both directions where both are read. A detector that
+    fires nowhere, or at about half of the snippets or more, has found no change-points, and is said to have collapsed.
     """
     at_change = np.concatenate([np.isin(np.arange(1, len(a.cas)), a.change_points) for a in analyses])
     ratio = np.concatenate([a.kl_static[1:] / np.maximum(a.kl_change[1:], 1e-9) for a in analyses])

@@ -1,4 +1,4 @@
-// The only file that knows Python: checks arrays, releases the GIL, calls the core.
+// With scan_bindings.cpp all that knows Python: checks arrays, releases the GIL, calls the core.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <numeric>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -67,7 +68,11 @@ void parallel(std::size_t n, unsigned n_threads, const Make& make, const Work& w
     for (std::size_t i = next++; i < n; i = next++) work(scratch, i);
   };
   std::vector<std::thread> threads;
-  for (unsigned t = 1; t < n_threads && t < n; ++t) threads.emplace_back(run);
+  try {
+    for (unsigned t = 1; t < n_threads && t < n; ++t) threads.emplace_back(run);
+  } catch (const std::system_error&) {
+    // fewer do the same work
+  }
   run();
   for (auto& thread : threads) thread.join();
 }

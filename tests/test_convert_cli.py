@@ -210,6 +210,24 @@ def test_demo(layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert main(["demo", str(tmp_path), "--layout", layout, "--overwrite"]) == 0
 
 
+def test_another_layout_is_not_written_into_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", str(tmp_path)]) == 0
+    assert main(["demo", str(tmp_path), "--layout", "video_features", "--overwrite"]) == 3
+    assert "expected video_features, or an empty folder, got acmnet" in capsys.readouterr().err
+    assert check([str(tmp_path)]) == 0
+
+
+def test_a_stopped_overwrite_leaves_no_complete_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["demo", str(tmp_path)]) == 0
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ahlm.data.write.write_array", stop)
+    assert main(["demo", str(tmp_path), "--overwrite"]) == 130
+    assert not (tmp_path / "gt.json").exists()
+
+
 @pytest.mark.parametrize(
     "options",
     [

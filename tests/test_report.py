@@ -112,6 +112,8 @@ def test_histogram_has_the_shares_of_both_sides_and_says_so() -> None:
     assert heights["at"] == pytest.approx(heights["other"], rel=0.01), "each heap is all of its side"
     alike = histogram_svg(np.zeros(3), np.zeros(2), (0.5, 0.5))
     assert "nan" not in alike
+    assert "nan" not in histogram_svg(np.zeros(3), np.ones(2), (0.0, 0.9))
+    assert "nan" not in histogram_svg(np.zeros(3), np.ones(2), (0.0, 0.0))
 
 
 def test_curves_share_one_scale() -> None:

@@ -106,6 +106,10 @@ def test_unknown_field_in_a_file_is_an_error(tmp_path: Path, capsys: pytest.Capt
             "--detector.beta_range=[0.9,0.1]",
             "detector.beta_range must be two rising numbers of at least 0, got 0.9, 0.1",
         ),
+        ("--localization.gamma=.nan", "localization.gamma must be finite, got nan"),
+        ("--detector_weight=-1", "detector_weight must be at least 0, got -1"),
+        ("--classifier_optim.decay_at=2", "classifier_optim.decay_at must be in [0, 1], got 2"),
+        ("--detector={belief_weight: 0, evidence_weight: 0}", "belief_weight and evidence_weight must not both be 0"),
         ("--save_every=0", "save_every must be at least 1, got 0"),
         ("--data.fps=0", "data.fps must be a positive number, got 0"),
         ("--data.validation=1.5", "data.validation must be in [0, 1), got 1.5"),
@@ -121,6 +125,21 @@ def test_settings_that_cannot_work_are_usage_errors(
         parse(config_parser("train", ""), [setting])
     assert wrong.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_backend_that_is_not_there_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AHLM_BACKEND", "gpu")
+    assert main([*SHORT, "--output-dir", str(tmp_path / "run")]) == 3
+    assert "AHLM_BACKEND must be auto or one of" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_state_that_is_not_ours_is_refused(tmp_path: Path) -> None:
+    torch.save({"weights": {}, "step": 3}, tmp_path / "state.pt")
+    with pytest.raises(DataError, match="one without best_validation, optimizers, scaler"):
+        load_state(tmp_path / "state.pt")
 
 
 def test_a_run_takes_every_protocol_that_needs_no_list() -> None:

@@ -109,6 +109,7 @@ class Trainings:
             config = dataclasses.replace(config, **{other: idle})
         trainer = Trainer(as_plain_mil(model, config) if plain_mil else model, self.dataset, config, self.device)
         folder.path.mkdir(parents=True, exist_ok=True)
+        folder.claim()
         if folder.state.exists():
             trainer.restore(load_state(folder.state))
             folder.forget_after(trainer.step + 1)

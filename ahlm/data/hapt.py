@@ -1,8 +1,8 @@
 """Untrimmed "videos" from UCI's "Smartphone-Based Recognition of Human Activities and Postural Transitions".
 
 The recordings (3-axis acceleration and angular rate at 50 Hz, CC BY 4.0) are continuous, and the labels say to the
-sample when an activity goes on: temporal localisation on real signals. They are cut into pieces of 60 to 140 snippets;
-walks and postural transitions are actions, postures are background.
+sample when an activity goes on: temporal localisation on real signals. They are cut into pieces of 60 to 140 snippets,
+rests from 31 on kept; walks and postural transitions are actions, postures are background.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ahlm.data.write import write_array, write_spec
+from ahlm.data.write import begin, write_array, write_spec
 from ahlm.errors import DataError
 from ahlm.files import write_json, write_text
 from ahlm.timeline import FeatureSpec
@@ -79,6 +79,7 @@ def convert_hapt(
     training = np.concatenate([signals[experiment] for experiment in present["train"]])
     mean, deviation = training.mean(0), training.std(0)
     rng = np.random.default_rng(seed)
+    begin(out)
     database: dict[str, Any] = {}
     for split, experiments in present.items():
         names = []

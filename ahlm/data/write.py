@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ahlm.data.dataset import FeatureDataset
-from ahlm.data.layouts import STREAMS
+from ahlm.data.layouts import STREAMS, detect_layout
+from ahlm.errors import DataError
 from ahlm.files import replacing, write_json, write_text
 from ahlm.timeline import FeatureSpec
 
 LAYOUTS = ("acmnet", "basnet", "actionformer", "video_features")
+ANNOTATIONS = ("gt.json", "annotations/annotations.json")  # written last: a folder with one of them is complete
 # ActionFormer and OpenTAD have no split lists; the subset in the annotations is the split
 SUBSET = {"train": "training", "test": "validation"}
+
+
+def begin(root: Path, layout: str = "acmnet") -> None:
+    """Make what is in a folder incomplete before some of it is replaced; its features must be of the same layout.
+
+    Raises:
+        DataError: they are of another, and would be found first.
+    """
+    found = layout
+    with contextlib.suppress(DataError):  # nothing is there
+        found = detect_layout(root).name
+    if found != layout:
+        raise DataError(root, "layout", f"{layout}, or an empty folder", found)
+    for name in ANNOTATIONS:
+        (root / name).unlink(missing_ok=True)
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:
@@ -48,6 +66,7 @@ def write_dataset(
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
     root = Path(root)
+    begin(root, layout)
     database: dict[str, Any] = {}
     for split, dataset in splits.items():
         database |= dataset.ground_truth(SUBSET[split] if layout == "actionformer" else split)["database"]
@@ -61,9 +80,10 @@ def write_dataset(
     first = next(iter(splits.values()))
     if layout != "video_features":
         write_spec(root, first.spec, first.feature_dim, features)
-    name = "annotations/annotations.json" if layout == "actionformer" else "gt.json"
-    # the annotations go last: a tree with them is complete
-    write_json(root / name, {"version": features, "taxonomy": list(first.classes), "database": database})
+    write_json(
+        root / ANNOTATIONS[layout == "actionformer"],
+        {"version": features, "taxonomy": list(first.classes), "database": database},
+    )
 
 
 def _files(

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ahlm.data.annotations import Annotation, Segment, subset_videos
 from ahlm.data.feature_store import check_features, features_shape
 from ahlm.data.safe_pickle import load_objects
-from ahlm.data.write import write_array, write_spec
+from ahlm.data.write import begin, write_array, write_spec
 from ahlm.errors import DataError
 from ahlm.files import write_json, write_text
 from ahlm.timeline import FeatureSpec
@@ -74,6 +74,7 @@ def convert_wtalc(
     feature_dim: list[int] = []
     written = 0
 
+    begin(out)
     with tqdm(total=len(names), desc="convert", unit="video", disable=None if progress else True) as bar:
 
         def on_array(number: int, array: NDArray[Any]) -> int:

@@ -33,10 +33,11 @@ def histogram_svg(
         beta_range: clip of eq. 8.
     """
     sides = [values[np.isfinite(values)] for values in (boundaries, elsewhere)]
-    low_beta, high_beta = (math.log(beta) for beta in beta_range)
     every = np.concatenate(sides)
-    low = min(float(np.quantile(every, 0.005)), low_beta - 0.5)
-    high = max(float(np.quantile(every, 0.995)), high_beta + 0.5)
+    bounds = [math.log(beta) for beta in beta_range if beta > 0]
+    low = min(float(np.quantile(every, 0.005)), *(bound - 0.5 for bound in bounds), math.inf)
+    high = max(float(np.quantile(every, 0.995)), *(bound + 0.5 for bound in bounds), -math.inf)
+    low_beta, high_beta = (math.log(beta) if beta > 0 else low for beta in beta_range)  # a clip of 0 is further left
     edges = np.linspace(low, high, BINS + 1)
     shares = [np.histogram(np.clip(values, low, high), edges)[0] / len(values) for values in sides]
     floor, top = HEIGHT - BOTTOM, max(float(share.max()) for share in shares)

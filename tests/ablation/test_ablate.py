@@ -238,6 +238,11 @@ def test_controls_detectors_and_the_test_split(
 
 
 def test_errors(dataset: FeatureDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options in (["--protocol", "thumos14-210"], ["--protocol", "thumos14-snippet-unfiltered"], ["--seeds", "-1"]):
+        with pytest.raises(SystemExit) as wrong:
+            main([*TINY, "--output-dir", str(tmp_path / "out"), *options])
+        assert wrong.value.code == 2
+    assert not (tmp_path / "out").exists()
     assert main([*TINY, "--output-dir", str(tmp_path / "out"), "--only", "table9"]) == 2
     assert "got 'table9'" in capsys.readouterr().err
     assert main([*TINY, "--output-dir", str(tmp_path / "out"), "--localization.proposals=thresholds"]) == 2

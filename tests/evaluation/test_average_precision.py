@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -28,6 +32,27 @@ def random_case(rng: np.random.Generator) -> tuple[Instances, Instances, int, in
         again = rng.integers(0, found.size, found.size // 5)
         found = Instances(*(np.concatenate([column, column[again]]) for column in found))
     return truth, found, n_videos, n_classes
+
+
+@needs_core
+def test_fewer_threads_than_asked_for_do_the_same_work() -> None:
+    """A container may allow fewer; here there is no memory for their stacks."""
+    script = """
+import resource
+import numpy as np
+from ahlm.evaluation.average_precision import Instances, average_precision
+n = 400
+columns = [np.arange(n), np.arange(n) % 100, np.zeros(n), np.ones(n), np.ones(n)]
+case = (Instances(*columns), Instances(*columns), n, 100, np.array([0.5]))
+expected = average_precision(*case, backend="c++", n_threads=1).ap
+taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (taken + (60 << 20), resource.RLIM_INFINITY))
+assert (average_precision(*case, backend="c++", n_threads=64).ap == expected).all()
+"""
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("no /proc here")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @needs_core
