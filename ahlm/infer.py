@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ahlm.checkpoint import Checkpoint, load_weights
-from ahlm.config import DEVICE, Config
+from ahlm.config import DEVICE, Config, DataConfig
 from ahlm.data.dataset import FeatureDataset, open_dataset
 from ahlm.data.sampling import collate, sample_snippets_test
 from ahlm.errors import DataError
@@ -322,6 +322,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="run folder or .safetensors file")
     parser.add_argument("files", nargs="*", metavar="FILE.npy", help="feature files [n, F]; or use --data.root")
     parser.add_argument("--data.root", dest="root", metavar="DIR", help="folder of a data set")
+    for name in ("features", "annotations"):
+        parser.add_argument(f"--data.{name}", dest=name, metavar="NAME", help="within it, where there are several")
     parser.add_argument("--split", default="test", help="split of the data set (default: test)")
     parser.add_argument("--output", required=True, metavar="JSON", help="where the predictions go")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
@@ -332,6 +334,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def moved(trained: DataConfig, root: str, features: str | None = None, annotations: str | None = None) -> DataConfig:
+    """Where a data set is now; names within it are those given, else the training's where they are there too."""
+
+    def name(given: str | None, before: str | None) -> str | None:
+        return given or (before if before and (Path(root) / before).exists() else None)
+
+    return dataclasses.replace(
+        trained,
+        root=root,
+        features=name(features, trained.features),
+        annotations=name(annotations, trained.annotations),
+    )
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Body of the command; see `--help`."""
     predictor = load(arguments.checkpoint, select_device(arguments.device))
@@ -340,7 +356,8 @@ def run(arguments: argparse.Namespace) -> int:
         settings = dataclasses.replace(config.localization, proposals=arguments.proposals)
         config = dataclasses.replace(config, localization=settings)
     if arguments.root:
-        data = dataclasses.replace(config.data, root=arguments.root, missing=arguments.missing)
+        data = moved(config.data, arguments.root, arguments.features, arguments.annotations)
+        data = dataclasses.replace(data, missing=arguments.missing)
         dataset = open_dataset(data, arguments.split, classes=predictor.classes)
         for note in dataset.notes:
             print(f"note: {note}")

@@ -17,7 +17,7 @@ from ahlm.checkpoint import Checkpoint, save_weights
 from ahlm.config import DataConfig, LocalizationConfig, RefinementConfig
 from ahlm.data.dataset import open_dataset
 from ahlm.data.synthetic import demo_dataset, write_demo
-from ahlm.infer import Predictor, at_every_snippet, length_batches, main, predict, true_edges
+from ahlm.infer import Predictor, at_every_snippet, length_batches, main, moved, predict, true_edges
 from ahlm.localization import localize
 from ahlm.train import Trainer, new_model
 
@@ -51,6 +51,15 @@ def test_localize_from_python(run: Path, video: np.ndarray) -> None:
     assert all(d.end_s <= 9.0 for d in predictor.localize(video, duration_s=9.0))
     assert predictor.localize(video, proposals="thresholds") != detections
     assert predictor.localize(video.astype(np.float64)) == detections
+
+
+def test_names_within_a_data_set_follow_it_where_they_are(tmp_path: Path) -> None:
+    trained = DataConfig(root="elsewhere", features="i3d", annotations="a.json")
+    assert moved(trained, str(tmp_path)) == DataConfig(root=str(tmp_path))
+    (tmp_path / "i3d").mkdir()
+    assert moved(trained, str(tmp_path), annotations="b.json") == DataConfig(
+        root=str(tmp_path), features="i3d", annotations="b.json"
+    )
 
 
 def test_a_first_detection_does_not_wait_for_torchs_compiler(run: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Sequence
 
@@ -11,7 +10,7 @@ from ahlm.data.synthetic import open_split
 from ahlm.errors import DataError
 from ahlm.evaluation import evaluate
 from ahlm.files import write_text
-from ahlm.infer import load, predict
+from ahlm.infer import load, moved, predict
 from ahlm.report.html import draw, write_report
 from ahlm.run_folder import RunFolder, read_evaluation, read_metrics
 
@@ -20,7 +19,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Body of the command; see `--help`."""
     folder, predictor = RunFolder(arguments.run), load(arguments.run)
     data = predictor.config.data
-    data = dataclasses.replace(data, root=arguments.root or data.root)
+    data = moved(data, arguments.root) if arguments.root else data
     dataset = open_split(data, "test", predictor.classes)
     predictor.follow(dataset, data.root)
     if arguments.picture:
