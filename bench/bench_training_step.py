@@ -96,7 +96,7 @@ def largest_items(config: Config, backend: str, steps: int = 4) -> tuple[list[tu
 def test_training_step(benchmark: Any, record: Any, reading: str) -> None:
     torch.set_num_threads(2)
     config = replaced(load_recipe("ucf15", seed=0), READINGS[reading])
-    taken = step_seconds(config, steps=10)
+    taken = step_seconds(config, steps=40)
     ratio = median(taken["reference"]) / median(taken["cpu"])
     figures: dict[str, Any] = {
         "seconds_a_step": {name: {"min": min(t), "median": median(t)} for name, t in taken.items()},
