@@ -34,10 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--tiou: thresholds must be in (0, 1], got {arguments.tiou}")
     if arguments.json and Path(arguments.json).exists() and not arguments.overwrite:
         parser.error(f"{arguments.json} exists; --overwrite replaces it")
-    # NumPy and the core load only after the command line was found good
+    # NumPy and the compiled core load only after the command line was found good
     from ahlm.evaluation import evaluate
-    from ahlm.evaluation.average_precision import BACKEND
     from ahlm.files import write_json
+    from ahlm.kernels.core import core
 
     try:
         with warnings.catch_warnings(record=True) as notes:
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         for note in notes:
             print(f"note: {note.message}", file=sys.stderr)
-        if BACKEND == "numpy":
+        if core is None:
             print("note: the compiled evaluator is absent, NumPy serves in its place", file=sys.stderr)
         print(result)
         if arguments.json:

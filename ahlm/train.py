@@ -37,6 +37,7 @@ from ahlm.evaluation.predictions import write_predictions
 from ahlm.files import write_json
 from ahlm.infer import Predictor, VideoAnalysis, predict, select_device
 from ahlm.kernels.compiled import default_backend, promoted
+from ahlm.kernels.core import choose_backend
 from ahlm.model.ahlm import AHLM
 from ahlm.model.classification import ClassifierOutput
 from ahlm.model.losses import classifier_loss, detector_loss, segment_loss
@@ -584,13 +585,10 @@ def be_deterministic(config: Config) -> None:
 
 def backends(device: str = "cpu") -> dict[str, str]:
     """The implementation in use of every hot loop."""
-    from ahlm.evaluation.average_precision import BACKEND as map_backend
-    from ahlm.localization.suppression import BACKEND as nms_backend
-
     scan = default_backend(device)
     if scan in ("triton", "cuda"):
         scan += " once it has passed its check"
-    return {"scan": scan, "lcs": "numba", "mAP": map_backend, "nms": nms_backend}
+    return {"scan": scan, "lcs": "numba", "mAP": choose_backend(), "nms": choose_backend()}
 
 
 def describe(

@@ -9,23 +9,21 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import cuda
+from .core import core as whole_core
+from .padding import OptionalTensor
 from .self_check import is_trusted
 
 BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
 PRECISIONS = ("fp32", "fp16")
 
-try:
-    _core: Any = importlib.import_module("ahlm._core")
-except ImportError:  # installed without a C++ compiler
-    _core = None
 # compilers without vector types (MSVC) build the rest of the core
-core: Any = _core if hasattr(_core, "change_point_scan") else None
+core: Any = whole_core if hasattr(whole_core, "change_point_scan") else None
 
 
 def torch_threads() -> int:
@@ -174,9 +172,6 @@ def register_op(name: str, run: Callable[..., Any], fake: Callable[..., Any]) ->
 def array(tensor: Tensor | None) -> Any:
     """What the compiled core reads and writes: a NumPy view of a contiguous tensor."""
     return None if tensor is None else tensor.detach().numpy()
-
-
-OptionalTensor = TypeVar("OptionalTensor", Tensor, Tensor | None)
 
 
 def promoted(tensor: OptionalTensor) -> OptionalTensor:

@@ -19,6 +19,8 @@ from torch.nn.functional import pad
 
 import ahlm
 
+from .padding import longest_first
+
 STATE_SIZE, MOST_LATENTS = 256, 64
 # float32 batches that run in clusters of two videos: 132 multiprocessors hold about 15 clusters of 8 blocks at once
 FEW_VIDEOS = 30
@@ -243,11 +245,6 @@ def reverse(
     )
     library.run("ahlm_cuda_reverse", arguments, into_state.device)
     return gb, gd
-
-
-def longest_first(lengths: Tensor) -> Tensor:
-    """Order in which clusters take the videos."""
-    return torch.argsort(lengths, descending=True, stable=True)
 
 
 def chosen(library: Library | None) -> Library:

@@ -23,6 +23,11 @@ def split(pre_activation: Tensor) -> Gaussian:
     return Gaussian(mean, log_std.clamp(*LOG_STD_RANGE))
 
 
+def add(*gaussians: Gaussian) -> Gaussian:
+    """Sum of gradients with respect to one Gaussian."""
+    return Gaussian(*(torch.stack(parts).sum(0) for parts in zip(*gaussians, strict=True)))
+
+
 def kl(q: Gaussian, p: Gaussian) -> Tensor:
     """KL(q || p) in nats, summed over the last dimension.
 

@@ -77,11 +77,6 @@ def packed(weight: Tensor, segments: int, rows: int, columns: int) -> Tensor:
     return pad_segments(pad_segments(weight, segments, rows).T, 1, columns).T.contiguous()
 
 
-def by_length(lengths: Tensor) -> Tensor:
-    """Videos in order of falling length, so that those of one program end together."""
-    return lengths.argsort(descending=True, stable=True)
-
-
 @triton.jit
 def exp_excess(x):
     """exp(x) - 1 - x, which cancels where x is small: there by its series."""

@@ -21,7 +21,8 @@ LAYERS = [
     ["ahlm.checkpoint", "ahlm.run_folder"],
     ["ahlm.localization", "ahlm.model", "ahlm.evaluation"],
     ["ahlm.data"],
-    ["ahlm.arguments", "ahlm.timeline", "ahlm.files", "ahlm.config", "ahlm.errors", "ahlm.kernels", "ahlm._core"],
+    ["ahlm.arguments", "ahlm.timeline", "ahlm.files", "ahlm.config", "ahlm.errors", "ahlm.kernels"],
+    ["ahlm._core"],
 ]
 STRANGERS = [("ahlm.model", "ahlm.localization"), ("ahlm.localization", "ahlm.model")]
 STRANGERS += [

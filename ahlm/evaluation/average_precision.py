@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -10,11 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-try:
-    _core: Any = importlib.import_module("ahlm._core")
-except ImportError:
-    _core = None
-BACKEND = "c++" if _core is not None else "numpy"
+from ahlm.kernels.core import choose_backend, core
 
 
 class Instances(NamedTuple):
@@ -87,31 +82,22 @@ def average_precision(
     """
     if ties not in ("stable", "official"):
         raise ValueError(f"ties must be stable or official, got {ties!r}")
-    core = choose_backend(backend) == "c++"
+    compiled = choose_backend(backend) == "c++"
     check_finite(truth, predictions._replace(score=truth.score) if ties == "official" else predictions)
     tious = np.ascontiguousarray(tious, np.float64)
     if not (tious > 0).all():
         raise ValueError(f"tious must be above 0, got {tious.tolist()}")
     order = _official_order(predictions, n_classes) if ties == "official" else None
-    if not core:
+    if not compiled:
         if order is None:
             order = np.argsort(-predictions.score, kind="stable")
         return average_precision_numpy(truth, predictions, n_classes, tious, order, ties)
     offsets, ranks = _official_overlap_ranks(truth, predictions, n_videos) if ties == "official" else (None, None)
-    ap, taken_by = _core.average_precision(
+    ap, taken_by = core.average_precision(
         *truth[:4], predictions.video, predictions.class_index, predictions.score, predictions.start, predictions.end,
         order, offsets, ranks, n_videos, n_classes, tious, n_threads or os.cpu_count() or 1,
     )  # fmt: skip
     return AveragePrecision(ap, taken_by)
-
-
-def choose_backend(backend: str) -> str:
-    """`c++` or `numpy`; raises `ValueError` for another name, or for `c++` where it was not built."""
-    if backend not in ("auto", "c++", "numpy"):
-        raise ValueError(f"backend must be auto, c++ or numpy, got {backend!r}")
-    if backend == "c++" and _core is None:
-        raise ValueError("backend c++ was not built on this machine; use auto or numpy")
-    return BACKEND if backend == "auto" else backend
 
 
 def check_finite(truth: Instances, predictions: Instances) -> None:

@@ -19,7 +19,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ahlm.evaluation.average_precision import Instances, _core, check_finite, choose_backend, temporal_iou
+from ahlm.evaluation.average_precision import Instances, check_finite, temporal_iou
+from ahlm.kernels.core import choose_backend, core
 
 KINDS = ("correct", "double", "wrong label", "localisation", "confusion", "background")
 LOW = 0.1
@@ -69,7 +70,7 @@ def diagnose(
     if not LOW < tiou <= 1:
         raise ValueError(f"tiou must be in ({LOW}, 1], got {tiou}")
     if choose_backend(backend) == "c++":
-        kind, taken_by = _core.diagnose(
+        kind, taken_by = core.diagnose(
             *truth[:4], found.video, found.class_index, found.score, found.start, found.end,
             n_videos, n_classes, tiou, LOW,
         )  # fmt: skip

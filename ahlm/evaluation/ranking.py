@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 
 from ahlm.evaluation.average_precision import (
     Instances,
-    _core,
     check_finite,
-    choose_backend,
     interpolated_ap,
     temporal_iou,
 )
+from ahlm.kernels.core import choose_backend, core
 
 
 def average_recall(
@@ -58,7 +57,7 @@ def average_recall(
     check_finite(truth, proposals)
     levels = np.array(tious, np.float64)
     if choose_backend(backend) == "c++":
-        ranks = _core.first_ranks(
+        ranks = core.first_ranks(
             truth.video, truth.start, truth.end, proposals.video, proposals.score, proposals.start, proposals.end,
             n_videos, levels, os.cpu_count() or 1,
         )  # fmt: skip
@@ -119,7 +118,7 @@ def classification(
     if not labels.any():
         raise ValueError("labels must name a class of some video, got none")
     if choose_backend(backend) == "c++":
-        ap, rank = _core.classification(np.ascontiguousarray(scores, np.float64), np.ascontiguousarray(labels, bool))
+        ap, rank = core.classification(np.ascontiguousarray(scores, np.float64), np.ascontiguousarray(labels, bool))
     else:
         ap, rank = classification_numpy(scores, labels)
     return Classification(float(np.nanmean(ap)), {k: float((rank[rank >= 0] < k).mean()) for k in top})

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-try:
-    _core: Any = importlib.import_module("ahlm._core")
-except ImportError:
-    _core = None
-BACKEND = "c++" if _core is not None else "numpy"
+from ahlm.kernels.core import choose_backend, core
 
 
 def suppress(
@@ -45,8 +39,8 @@ def suppress(
         backend: `auto`, `c++` or `numpy`; both give the same result to the last bit.
 
     Raises:
-        ValueError: columns of different length, values that are not finite, settings out of range.
-        RuntimeError: `c++` was asked for and is not compiled.
+        ValueError: columns of different length, values that are not finite, settings out of range, `c++` where it was
+            not built.
     """
     arrays = (
         np.ascontiguousarray(class_index, np.int64),
@@ -64,12 +58,8 @@ def suppress(
         raise ValueError(f"sigma must be positive, got {sigma}")
     if not extra_s >= 0:
         raise ValueError(f"extra_s must be at least 0, got {extra_s}")
-    if backend not in ("auto", "c++", "numpy"):
-        raise ValueError(f"backend must be auto, c++ or numpy, got {backend!r}")
-    if backend == "c++" and _core is None:
-        raise RuntimeError("backend c++ is not compiled: install ahlm with a C++ compiler at hand")
-    if backend != "numpy" and _core is not None:
-        index, kept = _core.suppress(*arrays, tiou, -1.0 if sigma is None else sigma, min_score, extra_s)
+    if choose_backend(backend) == "c++":
+        index, kept = core.suppress(*arrays, tiou, -1.0 if sigma is None else sigma, min_score, extra_s)
         return index, kept
     return suppress_numpy(*arrays, tiou, sigma, min_score, extra_s)
 

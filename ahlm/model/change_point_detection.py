@@ -18,8 +18,8 @@ from ahlm.config import DetectorConfig
 from ahlm.kernels.change_point_scan import ScanOutput, ScanRules, ScanStreams, ScanWeights, change_point_scan
 from ahlm.kernels.compiled import promoted
 from ahlm.kernels.gaussian import kl, split
+from ahlm.kernels.padding import real_only, snippet_mask
 from ahlm.kernels.snippet_scan import SnippetWeights, snippet_scan
-from ahlm.model.classification import snippet_mask
 
 SIMPLE_LATENT_SIZE = 32  # `level1: simple` is the small model that the measurements of the method used
 
@@ -89,6 +89,7 @@ class ChangePointDetector(nn.Module):
     def __init__(self, feature_dim: int, config: DetectorConfig) -> None:
         super().__init__()
         self.config = config
+        self.rules = ScanRules(**{name: getattr(config, name) for name in ScanRules._fields})
         width, state, z = config.width, config.state_size, config.latent_size
         self.register_buffer("feature_mean", torch.zeros(feature_dim))
         if config.standardise == "slow":
@@ -104,11 +105,10 @@ class ChangePointDetector(nn.Module):
         self.posterior_features = nn.Linear(width, 2 * z)
         self.posterior_context = nn.Linear(width, 2 * z, bias=False)
         self.posterior_state = nn.Linear(state, 2 * z, bias=False)
-        uses_prior_features = config.static_belief == "prior" or config.change_prior == "full"
-        self.prior_features = nn.Linear(width, 2 * z, bias=False) if uses_prior_features else None
-        self.prior_context = nn.Linear(width, 2 * z, bias=False) if uses_prior_features else None
-        uses_prior_state = uses_prior_features or config.change_prior == "state"
-        self.prior_state = nn.Linear(state, 2 * z, bias=False) if uses_prior_state else None
+        rules = self.rules
+        self.prior_features = nn.Linear(width, 2 * z, bias=False) if rules.uses_prior else None
+        self.prior_context = nn.Linear(width, 2 * z, bias=False) if rules.uses_prior else None
+        self.prior_state = nn.Linear(state, 2 * z, bias=False) if rules.uses_prior_state else None
         self.prior_bias = nn.Parameter(torch.zeros(2 * z))
 
         if config.level1 == "gru":
@@ -161,12 +161,12 @@ class ChangePointDetector(nn.Module):
         """Mean of f1 over the snippets t .. t + look_ahead - 1, cut at the video's end."""
         if self.config.look_ahead == 1:
             return f1
-        real = snippet_mask(lengths, f1.shape[1])[..., None]
-        f1, count = torch.where(real, f1, 0.0), real.to(f1.dtype)
-        total = f1
+        real = snippet_mask(lengths, f1.shape[1])
+        f1, count = real_only(f1, real), real[..., None].to(f1.dtype)
+        total, ones = f1, count
         for ahead in range(1, min(self.config.look_ahead, f1.shape[1])):
             total = total + nn.functional.pad(f1[:, ahead:], (0, 0, 0, ahead))
-            count = count + nn.functional.pad(real[:, ahead:].to(f1.dtype), (0, 0, 0, ahead))
+            count = count + nn.functional.pad(ones[:, ahead:], (0, 0, 0, ahead))
         return total / count.clamp(min=1)
 
     def streams(self, levels: Levels) -> tuple[ScanStreams, ScanWeights]:
@@ -176,25 +176,26 @@ class ChangePointDetector(nn.Module):
             return self._streams(promoted(levels.f2), promoted(levels.u2))
 
     def _streams(self, f2: Tensor, u2: Tensor) -> tuple[ScanStreams, ScanWeights]:
-        rules, d0 = self.config, self.transition.initial_state
+        rules, d0 = self.rules, self.transition.initial_state
         from_features = self.posterior_features(f2)
         from_context = self.posterior_context(u2)
         start = self._posterior(from_features + from_context + self.posterior_state(d0))
         # eq. 6 as written mixes the new f with the old u
         posterior = None
-        if rules.evidence == "transition":
+        if rules.uses_posterior:
             posterior = self._posterior(from_features + nn.functional.pad(from_context[:, :-1], (0, 0, 1, 0)))
         prior = None
         if self.prior_features is not None and self.prior_context is not None:
             prior = self.prior_features(f2) + self.prior_context(u2) + self.prior_bias
         posterior_state = self.posterior_state.weight
-        if rules.posterior_width == "shared":
-            posterior_state = nn.functional.pad(posterior_state[: rules.latent_size], (0, 0, 0, rules.latent_size))
+        if self.config.posterior_width == "shared":
+            z = self.config.latent_size
+            posterior_state = nn.functional.pad(posterior_state[:z], (0, 0, 0, z))
         weights = ScanWeights(
             *self.transition.tensors(),
             prior_state=None if self.prior_state is None else self.prior_state.weight,
             prior_bias=None if rules.change_prior == "full" else self.prior_bias,
-            posterior_state=posterior_state if rules.evidence == "transition" else None,
+            posterior_state=posterior_state if rules.uses_posterior else None,
             initial_state=d0,
         )
         return ScanStreams(start, prior, posterior), weights
@@ -238,9 +239,8 @@ class ChangePointDetector(nn.Module):
         forced_changes: Tensor | None,
         backend: str = "auto",
     ) -> ScanOutput:
-        rules = ScanRules(**{name: getattr(self.config, name) for name in ScanRules._fields})
         return change_point_scan(
-            streams, weights, rules, noise=noise, lengths=lengths, forced_changes=forced_changes, backend=backend
+            streams, weights, self.rules, noise=noise, lengths=lengths, forced_changes=forced_changes, backend=backend
         )
 
     def draw_noise(self, batch: int, n_snippets: int, generator: torch.Generator) -> Noise:
@@ -261,8 +261,7 @@ class ChangePointDetector(nn.Module):
             noise: draws for both latents, see `draw_noise`.
             forced_changes: see `scan`.
         """
-        real = snippet_mask(lengths, features.shape[1])[..., None]
-        target = torch.where(real, self.standardise(features), 0.0)
+        target = real_only(self.standardise(features), snippet_mask(lengths, features.shape[1]))
         levels = self.levels(target, lengths)
         scan = self._scan(*self.streams(levels), lengths, noise.segment, forced_changes)
         segment_latent = self.decoded_latent(scan)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ahlm.config import ClassifierConfig
+from ahlm.kernels.padding import real_only, snippet_mask
 
 BRANCHES = ("foreground", "context", "background")
 
@@ -40,11 +41,6 @@ class ClassifierOutput(NamedTuple):
         return torch.softmax(self.video_logits[:, 0], dim=-1)[:, :-1]
 
 
-def snippet_mask(lengths: Tensor, n_snippets: int) -> Tensor:
-    """True at real snippets, False at padding (B, T)."""
-    return torch.arange(n_snippets, device=lengths.device) < lengths[:, None]
-
-
 def topk_mean(scores: Tensor, lengths: Tensor, divisor: int) -> Tensor:
     """Mean over time of the `max(1, length // divisor)` largest scores of each class (B, T, K) -> (B, K)."""
     k = (lengths // divisor).clamp(min=1)
@@ -68,10 +64,10 @@ class AttentionClassifier(nn.Module):
 
     def embed(self, features: Tensor, lengths: Tensor) -> Tensor:
         """Snippet embedding (B, T, F) -> (B, T, width), zero at padded snippets."""
-        real = snippet_mask(lengths, features.shape[1])[..., None]
+        real = snippet_mask(lengths, features.shape[1])
         # zeroed on the way in too: at a video's end the convolution then sees what its own padding would give
-        features = torch.where(real, features, 0.0)
-        return torch.relu(self.embedding(features.transpose(1, 2))).transpose(1, 2) * real
+        features = real_only(features, real)
+        return torch.relu(self.embedding(features.transpose(1, 2))).transpose(1, 2) * real[..., None]
 
     def forward(self, features: Tensor, lengths: Tensor) -> ClassifierOutput:
         """CAS, attention and video logits of padded videos.

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ahlm.config import ClassifierConfig, DetectorConfig
+from ahlm.kernels.padding import real_only, snippet_mask
 from ahlm.model.change_point_detection import DetectorOutput
-from ahlm.model.classification import ClassifierOutput, snippet_mask
+from ahlm.model.classification import ClassifierOutput
 
 
 class DetectorLoss(NamedTuple):
@@ -43,7 +44,7 @@ def detector_loss(output: DetectorOutput, lengths: Tensor, config: DetectorConfi
     real = snippet_mask(lengths, error.shape[1])
 
     def mean(per_snippet: Tensor) -> Tensor:
-        return (torch.where(real, per_snippet, 0.0).sum(1) / lengths).mean()
+        return (real_only(per_snippet, real).sum(1) / lengths).mean()
 
     def charge(kl: Tensor) -> Tensor:
         return mean((kl - config.free_nats).clamp(min=0) if config.free_nats else kl)
@@ -128,7 +129,7 @@ def segment_loss(
     log_class = F.log_softmax(output.cas, dim=-1).gather(-1, of_class[..., None])[..., 0]
     attention = output.attention[..., 0].clamp(1e-4, 1 - 1e-4)
     error = -target * (log_class + attention.log()) - (1 - target) * (1 - attention).log()
-    return (torch.where(real, error, 0.0).sum(1) / lengths).mean()
+    return (real_only(error, real).sum(1) / lengths).mean()
 
 
 def acm_regularisers(output: ClassifierOutput, lengths: Tensor, config: ClassifierConfig) -> Tensor:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..compiled import check_lengths, choose_backend, default_backend, promoted
+from ..compiled import check_lengths, choose_backend, promoted
 from .op import scan_op
 from .reference import scan_reference
 from .types import ScanOutput, ScanRules, ScanStreams, ScanWeights
 
-__all__ = ["ScanOutput", "ScanRules", "ScanStreams", "ScanWeights", "change_point_scan", "default_backend"]
+__all__ = ["ScanOutput", "ScanRules", "ScanStreams", "ScanWeights", "change_point_scan"]
 
 
 def change_point_scan(
@@ -90,23 +90,16 @@ def _check(
     """Every tensor is there exactly where the rules need it, and has the shape they ask for."""
     batch, n_snippets, z2 = streams.start.shape
     h = weights.initial_state.shape[-1]
-    uses_prior = rules.static_belief == "prior" or rules.change_prior == "full"
     expected: dict[str, tuple[Tensor | None, tuple[int, ...] | None]] = {
-        "streams.prior": (streams.prior, (batch, n_snippets, z2) if uses_prior else None),
-        "streams.posterior": (
-            streams.posterior,
-            (batch, n_snippets, z2) if rules.evidence == "transition" else None,
-        ),
+        "streams.prior": (streams.prior, (batch, n_snippets, z2) if rules.uses_prior else None),
+        "streams.posterior": (streams.posterior, (batch, n_snippets, z2) if rules.uses_posterior else None),
         "weights.gru_input": (weights.gru_input, (3 * h, z2 // 2)),
         "weights.gru_state": (weights.gru_state, (3 * h, h)),
         "weights.gru_input_bias": (weights.gru_input_bias, (3 * h,)),
         "weights.gru_state_bias": (weights.gru_state_bias, (3 * h,)),
-        "weights.prior_state": (
-            weights.prior_state,
-            (z2, h) if uses_prior or rules.change_prior == "state" else None,
-        ),
+        "weights.prior_state": (weights.prior_state, (z2, h) if rules.uses_prior_state else None),
         "weights.prior_bias": (weights.prior_bias, None if rules.change_prior == "full" else (z2,)),
-        "weights.posterior_state": (weights.posterior_state, (z2, h) if rules.evidence == "transition" else None),
+        "weights.posterior_state": (weights.posterior_state, (z2, h) if rules.uses_posterior else None),
         "weights.initial_state": (weights.initial_state, (h,)),
         "lengths": (lengths, (batch,)),
     }

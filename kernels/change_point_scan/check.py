@@ -23,8 +23,7 @@ def seeded_inputs(
 ) -> tuple[ScanStreams, ScanWeights, Tensor, Tensor]:
     """Streams, weights, noise and lengths (float64, on the CPU) that the rules ask for."""
     generator, lengths = torch.Generator().manual_seed(0), torch.tensor(LENGTHS * copies)
-    batch, uses_prior = len(lengths), rules.static_belief == "prior" or rules.change_prior == "full"
-    transition = rules.evidence == "transition"
+    batch = len(lengths)
 
     def draw(*shape: int, scale: float = 1.0) -> Tensor:
         return scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
@@ -32,17 +31,17 @@ def seeded_inputs(
     small = state**-0.5
     streams = ScanStreams(
         draw(batch, N_SNIPPETS, 2 * latent),
-        draw(batch, N_SNIPPETS, 2 * latent) if uses_prior else None,
-        draw(batch, N_SNIPPETS, 2 * latent) if transition else None,
+        draw(batch, N_SNIPPETS, 2 * latent) if rules.uses_prior else None,
+        draw(batch, N_SNIPPETS, 2 * latent) if rules.uses_posterior else None,
     )
     weights = ScanWeights(
         draw(3 * state, latent, scale=small),
         draw(3 * state, state, scale=small),
         draw(3 * state, scale=0.1),
         draw(3 * state, scale=0.1),
-        draw(2 * latent, state, scale=small) if uses_prior or rules.change_prior == "state" else None,
+        draw(2 * latent, state, scale=small) if rules.uses_prior_state else None,
         draw(2 * latent) if rules.change_prior != "full" else None,
-        draw(2 * latent, state, scale=small) if transition else None,
+        draw(2 * latent, state, scale=small) if rules.uses_posterior else None,
         draw(state),
     )
     return streams, weights, draw(batch, N_SNIPPETS, latent), lengths

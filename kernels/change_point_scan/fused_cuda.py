@@ -9,11 +9,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .. import cuda
-from ..cuda import available
-from ..gaussian import Gaussian, fuse, fuse_backward, kl_backward, split, split_backward
+from ..gaussian import Gaussian, add, fuse, fuse_backward, kl_backward, split, split_backward
+from ..padding import longest_first, real_only, snippet_mask
 from .types import ScanOutput, ScanRules, ScanStreams, ScanWeights
-
-__all__ = ["available", "backward", "forward"]
 
 _Scan = cuda.structure(
     "AhlmCudaScan",
@@ -65,7 +63,7 @@ def forward(
     output = ScanOutput._make(
         start.new_zeros(shape, dtype=torch.bool if i == 0 else torch.float32) for i, shape in enumerate(shapes)
     )
-    order = cuda.longest_first(lengths)
+    order = longest_first(lengths)
     pointers = cuda.pointers(
         {**tensors, "lengths": lengths, "order": order, "forced_changes": forced_changes, **output._asdict()}
     )
@@ -79,7 +77,7 @@ def forward(
         held=rules.static_belief == "held",
         change_prior=("state", "constant", "full").index(rules.change_prior),
         transition=rules.evidence == "transition",
-        uses_state=_uses_state(rules),
+        uses_state=rules.uses_state,
         reset=rules.reset,
         refractory=rules.refractory,
         belief_weight=rules.belief_weight,
@@ -133,25 +131,21 @@ def backward(
     cuda.check(library, {"lengths": lengths}, torch.int64)
     batch, n_snippets, z2 = streams.start.shape
     z = z2 // 2
-    real = torch.arange(n_snippets, device=lengths.device) < lengths[:, None]
+    real = snippet_mask(lengths, n_snippets)
     following = real[:, 1:]
-
-    def real_only(tensor: Tensor) -> Tensor:
-        return torch.where(real if tensor.ndim == 2 else real[..., None], tensor, 0.0)
-
-    g = ScanOutput(gradients.change_points, *(real_only(tensor) for tensor in gradients[1:]))
-    start = real_only(streams.start)
-    prior = None if streams.prior is None else real_only(streams.prior)[:, :-1]
-    posterior = None if streams.posterior is None else real_only(streams.posterior)[:, 1:]
-    noise = torch.zeros_like(output.latent) if noise is None else real_only(noise)
+    g = ScanOutput(gradients.change_points, *(real_only(tensor, real) for tensor in gradients[1:]))
+    start = real_only(streams.start, real)
+    prior, posterior = real_only(streams.prior, real), real_only(streams.posterior, real)
+    prior = None if prior is None else prior[:, :-1]
+    posterior = None if posterior is None else posterior[:, 1:]
+    noise = torch.zeros_like(output.latent) if noise is None else real_only(noise, real)
     changed = (output.change_points[:, 1:] & following)[..., None]
-    has_state = _uses_state(rules)
 
     # the forward steps once more, from columns t = 0 .. T - 2 to the next
     v, d = output.latent[:, :-1], output.state[:, :-1]
     belief = Gaussian(output.belief_mean[:, :-1], output.belief_log_std[:, :-1])
     steps = cuda.gru_steps(v, d, weights)
-    if not has_state:
+    if not rules.uses_state:
         steps = cuda.GruSteps(d, *(torch.zeros_like(d) for _ in steps[1:]))
     d_next = steps.d_next
 
@@ -182,12 +176,12 @@ def backward(
     )
     q_from_change, to_change = kl_backward(q, p_change, g_change)
     new_from_charge, to_charge = kl_backward(new, p_change, at_change)
-    gq = _add(q_from_static, q_from_change)
-    to_pre_change = split_backward(pre_change, _add(to_change, to_charge))
+    gq = add(q_from_static, q_from_change)
+    to_pre_change = split_backward(pre_change, add(to_change, to_charge))
     through_belief, through_e = fuse_backward(belief, e, rules.belief_weight, rules.evidence_weight, gq)
     through_state, into_state = torch.zeros_like(d), g.state
     if pre_static is None:
-        through_belief = _add(through_belief, to_static)
+        through_belief = add(through_belief, to_static)
     else:
         assert weights.prior_state is not None
         to_pre_static = split_backward(pre_static, to_static)
@@ -197,7 +191,7 @@ def backward(
         through_state = to_pre_change @ weights.prior_state
     if posterior is not None:
         assert weights.posterior_state is not None
-        known = through_e if rules.reset else _add(through_e, new_from_charge)
+        known = through_e if rules.reset else add(through_e, new_from_charge)
         from_known = split_backward(pre_e, known) @ weights.posterior_state
         through_state = through_state + from_known
 
@@ -209,7 +203,7 @@ def backward(
     inside = split_backward(pre_e, Gaussian(torch.zeros_like(share), torch.ones_like(share)))[..., z:]
     links = [share, pull, *through_belief, rest, inside]
     columns = [g.belief_mean + g.latent, g.belief_log_std + g.latent * noise_std, noise_std]
-    restarts = changed[..., 0] & rules.reset if has_state else torch.ones_like(following)
+    restarts = changed[..., 0] & rules.reset if rules.uses_state else torch.ones_like(following)
     gb, gd = cuda.reverse(
         library,
         weights,
@@ -226,18 +220,18 @@ def backward(
 
     # streams and weights, from the gradients of all beliefs and states
     g_belief = Gaussian(*(part[:, 1:] for part in gb.chunk(2, dim=-1)))
-    gq = _add(gq, Gaussian(*(torch.where(changed, 0.0, part) for part in g_belief)))
-    g_new = _add(new_from_charge, Gaussian(*(torch.where(changed, part, 0.0) for part in g_belief)))
+    gq = add(gq, Gaussian(*(torch.where(changed, 0.0, part) for part in g_belief)))
+    g_new = add(new_from_charge, Gaussian(*(torch.where(changed, part, 0.0) for part in g_belief)))
     _, ge = fuse_backward(belief, e, rules.belief_weight, rules.evidence_weight, gq)
     if not rules.reset:
-        ge, g_new = _add(ge, g_new), Gaussian(torch.zeros_like(g_new.mean), torch.zeros_like(g_new.mean))
+        ge, g_new = add(ge, g_new), Gaussian(torch.zeros_like(g_new.mean), torch.zeros_like(g_new.mean))
     to_pre_e = split_backward(pre_e, ge)
     g_start = split_backward(pre_r, g_new)
     if posterior is None:
         g_start = g_start + to_pre_e
     standard = Gaussian(torch.zeros_like(gb[:, 0, :z]), torch.zeros_like(gb[:, 0, :z]))
     from_charge, _ = kl_backward(split(start[:, 0]), standard, g.kl_charged[:, 0])
-    first = split_backward(start[:, 0], _add(Gaussian(*gb[:, 0].chunk(2, dim=-1)), from_charge))
+    first = split_backward(start[:, 0], add(Gaussian(*gb[:, 0].chunk(2, dim=-1)), from_charge))
     zeros: list[Any] = [None if tensor is None else torch.zeros_like(tensor) for tensor in (*streams, *weights)]
     g_streams, g_weights = ScanStreams(*zeros[:3]), ScanWeights(*zeros[3:])
     g_streams.start.copy_(torch.cat([first[:, None], g_start], dim=1))
@@ -257,7 +251,7 @@ def backward(
     if pre_static is not None:
         g_weights.prior_state.add_(cuda.outer(to_pre_static, d))  # type: ignore[union-attr]
         g_streams.prior[:, :-1].add_(to_pre_static)  # type: ignore[index]
-    if has_state:
+    if rules.uses_state:
         cuda.add_gru_gradients(steps, g_d + through_state, v, d, g_weights)
     return g_streams, g_weights
 
@@ -268,11 +262,3 @@ def _through_filter(belief: Gaussian, e: Gaussian, rules: ScanRules, changed: Te
     unit = Gaussian(torch.ones_like(zeros), zeros)
     to_belief, _ = fuse_backward(belief, e, rules.belief_weight, rules.evidence_weight, unit)
     return to_belief.mean, torch.where(changed, 0.0, -to_belief.log_std)
-
-
-def _uses_state(rules: ScanRules) -> bool:
-    return rules.static_belief == "prior" or rules.change_prior != "constant" or rules.evidence == "transition"
-
-
-def _add(one: Gaussian, other: Gaussian) -> Gaussian:
-    return Gaussian(one.mean + other.mean, one.log_std + other.log_std)

@@ -11,14 +11,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..gaussian import Gaussian, fuse, fuse_backward, kl_backward, split, split_backward
+from ..gaussian import Gaussian, add, fuse, fuse_backward, kl_backward, split, split_backward
+from ..padding import longest_first, real_only, snippet_mask
 from ..triton_blocks import (
     FORWARD,
     REVERSE,
     REVERSE_PRODUCTS,
     add_gate_gradients,
     add_head_gradients,
-    by_length,
     clamp_log_std,
     cut,
     gate_gradients,
@@ -31,7 +31,6 @@ from ..triton_blocks import (
     pad_segments,
     padded,
 )
-from .reference_backward import add
 from .types import ScanOutput, ScanRules, ScanStreams, ScanWeights
 
 
@@ -228,7 +227,7 @@ def forward(
         or_any(noise),
         or_any(None if forced_changes is None else forced_changes.view(torch.int8)),
         lengths,
-        by_length(lengths),
+        longest_first(lengths),
         packed(weights.gru_input, 3, hp, zp).T.to(dtype).contiguous(),
         packed(weights.gru_state, 3, hp, hp).T.to(dtype).contiguous(),
         pad_segments(weights.gru_input_bias, 3, hp),
@@ -362,11 +361,7 @@ def backward(
     batch, n, z2 = streams.start.shape
     z, h = z2 // 2, weights.initial_state.shape[0]
     hp, zp = padded(h), padded(z)
-    device = lengths.device
-    real = torch.arange(n, device=device) < lengths[:, None]
-
-    def real_only(tensor: Tensor) -> Tensor:
-        return torch.where(real if tensor.ndim == 2 else real[..., None], tensor, 0.0)
+    real = snippet_mask(lengths, n)
 
     def where(mask: Tensor, one: Gaussian, other: Gaussian) -> Gaussian:
         return Gaussian(*(torch.where(mask, a, b) for a, b in zip(one, other, strict=True)))
@@ -376,23 +371,23 @@ def backward(
         return torch.nn.functional.pad(tensor, (0, 0, 1, 0))
 
     # every step but its recursion, all at once: from t (`v`, `d`, `belief`) to t + 1
-    g = ScanOutput(gradients.change_points, *(real_only(tensor) for tensor in gradients[1:]))
-    start = real_only(streams.start)
+    g = ScanOutput(gradients.change_points, *(real_only(tensor, real) for tensor in gradients[1:]))
+    start = real_only(streams.start, real)
+    prior, posterior = real_only(streams.prior, real), real_only(streams.posterior, real)
     following, changed = real[:, 1:, None], output.change_points[:, 1:, None]
     v, d = output.latent[:, :-1], output.state[:, :-1]
     belief = Gaussian(output.belief_mean[:, :-1], output.belief_log_std[:, :-1])
-    has_gru = rules.static_belief == "prior" or rules.change_prior != "constant" or rules.evidence == "transition"
-    to_gates = gates(v, d, weights) if has_gru else d.new_zeros(batch, n - 1, 4, h)
+    to_gates = gates(v, d, weights) if rules.uses_state else d.new_zeros(batch, n - 1, 4, h)
     _, update, candidate, _ = to_gates.unbind(-2)
     d_next = candidate + update * (d - candidate)
     fresh = split(start[:, 1:])
     pre_e = start[:, 1:]
-    if streams.posterior is not None and weights.posterior_state is not None:
-        pre_e = real_only(streams.posterior)[:, 1:] + d_next @ weights.posterior_state.T
+    if posterior is not None and weights.posterior_state is not None:
+        pre_e = posterior[:, 1:] + d_next @ weights.posterior_state.T
     e = split(pre_e)
     q = fuse(belief, e, rules.belief_weight, rules.evidence_weight)
     new = fresh if rules.reset else e
-    prior = None if streams.prior is None else real_only(streams.prior)[:, :-1]
+    prior = None if prior is None else prior[:, :-1]
     g_static, g_change, g_charged = (kl[:, 1:] for kl in (g.kl_static, g.kl_change, g.kl_charged))
     g_static = g_static + torch.where(changed[..., 0], 0.0, g_charged)
 
@@ -441,7 +436,7 @@ def backward(
     # a belief passes on what q gets of it; the recursion is linear, so a unit tells how much
     unit = where(changed, nothing, Gaussian(ones, zeros))
     unit_mean = fuse_backward(belief, e, rules.belief_weight, rules.evidence_weight, unit)
-    spread = torch.zeros_like(output.latent) if noise is None else output.belief_log_std.exp() * real_only(noise)
+    spread = torch.zeros_like(output.latent) if noise is None else output.belief_log_std.exp() * real_only(noise, real)
     own = Gaussian(g.belief_mean + g.latent, g.belief_log_std + g.latent * spread)
     share, pull = unit_mean[0].mean, -unit_mean[0].log_std
     terms = [*own, spread, *map(at_later, (*belief_local, share, pull))]
@@ -461,7 +456,7 @@ def backward(
     reverse_kernel[(triton.cdiv(batch, launch.rows),)](
         output.change_points.view(torch.int8),
         lengths,
-        by_length(lengths),
+        longest_first(lengths),
         torch.stack(terms, dim=2),
         to_belief,
         to_posterior,
@@ -495,7 +490,7 @@ def backward(
         g_start[:, 1:] += split_backward(pre_e, ge)
 
     to_initial = to_state[:, 0].sum(0)
-    if not has_gru:  # the state is d0 throughout
+    if not rules.uses_state:  # the state is d0 throughout
         to_initial = to_state.sum((0, 1))
     elif rules.reset:
         to_initial = to_initial + torch.where(changed, to_state[:, 1:], 0.0).sum((0, 1))

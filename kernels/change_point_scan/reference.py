@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..gaussian import Gaussian, fuse, kl, split
 from ..gru import gru_cell
+from ..padding import real_only, snippet_mask
 from .types import ScanOutput, ScanRules, ScanStreams, ScanWeights
 
 
@@ -31,20 +32,12 @@ def scan_reference(
     The fields of `ScanRules` say how each is read: the filtered reading holds the belief for p_static, leaves f and u
     out of p_change, and makes q of belief and evidence by `fuse`.
     """
-    start = streams.start
-    batch, n_snippets, _ = start.shape
-    # nothing past a video's end is read, so that NaN there reaches neither results nor gradients
-    real = torch.arange(n_snippets, device=start.device) < lengths[:, None]
-
-    def real_only(stream: Tensor) -> Tensor:
-        return torch.where(real[..., None], stream, 0.0)
-
-    start = real_only(start)
-    prior = None if streams.prior is None else real_only(streams.prior)
-    posterior = None if streams.posterior is None else real_only(streams.posterior)
-    noise = None if noise is None else real_only(noise)
+    batch, n_snippets, _ = streams.start.shape
+    real = snippet_mask(lengths, n_snippets)
+    start = real_only(streams.start, real)
+    prior, posterior = real_only(streams.prior, real), real_only(streams.posterior, real)
+    noise = real_only(noise, real)
     d0 = weights.initial_state.expand(batch, -1)
-    uses_state = rules.static_belief == "prior" or rules.change_prior != "constant" or rules.evidence == "transition"
 
     def draw(belief: Gaussian, t: int) -> Tensor:
         return belief.mean if noise is None else belief.mean + belief.log_std.exp() * noise[:, t]
@@ -61,7 +54,7 @@ def scan_reference(
     never = torch.zeros(batch, dtype=torch.bool, device=start.device)
     columns = [(never, zero, zero, kl(belief, standard), v, belief.mean, belief.log_std, d)]
     for t in range(n_snippets - 1):
-        d_next = gru_cell(v, d, *weights[:4]) if uses_state else d
+        d_next = gru_cell(v, d, *weights[:4]) if rules.uses_state else d
         r = split(start[:, t + 1])
         if rules.evidence == "start":
             e = r
@@ -92,5 +85,5 @@ def scan_reference(
         columns.append((is_change, kl_static, kl_change, kl_charged, v, belief.mean, belief.log_std, d))
     outputs = [torch.stack(column, dim=1) for column in zip(*columns, strict=True)]
     change_points = outputs[0]
-    floats = [torch.where(real if value.ndim == 2 else real[..., None], value, 0.0) for value in outputs[1:]]
+    floats = [real_only(value, real) for value in outputs[1:]]
     return ScanOutput(change_points, *floats)

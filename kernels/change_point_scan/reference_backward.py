@@ -10,14 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..gaussian import Gaussian, fuse, fuse_backward, kl_backward, split, split_backward
+from ..gaussian import Gaussian, add, fuse, fuse_backward, kl_backward, split, split_backward
 from ..gru import gru_cell, gru_cell_backward
+from ..padding import real_only, snippet_mask
 from .types import ScanOutput, ScanRules, ScanStreams, ScanWeights
-
-
-def add(*gradients: Gaussian) -> Gaussian:
-    """Sum of gradients with respect to one Gaussian."""
-    return Gaussian(torch.stack([g.mean for g in gradients]).sum(0), torch.stack([g.log_std for g in gradients]).sum(0))
 
 
 def scan_reference_backward(
@@ -44,17 +40,11 @@ def scan_reference_backward(
         Zeros where a stream was padded or a weight was not used, none where a tensor was none.
     """
     batch, n_snippets, _ = streams.start.shape
-    real = torch.arange(n_snippets, device=lengths.device) < lengths[:, None]
-
-    def real_only(tensor: Tensor) -> Tensor:
-        return torch.where(real if tensor.ndim == 2 else real[..., None], tensor, 0.0)
-
-    g = ScanOutput(gradients.change_points, *(real_only(tensor) for tensor in gradients[1:]))
-    start = real_only(streams.start)
-    prior = None if streams.prior is None else real_only(streams.prior)
-    posterior = None if streams.posterior is None else real_only(streams.posterior)
-    noise = torch.zeros_like(output.latent) if noise is None else real_only(noise)
-    uses_state = rules.static_belief == "prior" or rules.change_prior != "constant" or rules.evidence == "transition"
+    real = snippet_mask(lengths, n_snippets)
+    g = ScanOutput(gradients.change_points, *(real_only(tensor, real) for tensor in gradients[1:]))
+    start = real_only(streams.start, real)
+    prior, posterior = real_only(streams.prior, real), real_only(streams.posterior, real)
+    noise = torch.zeros_like(output.latent) if noise is None else real_only(noise, real)
     zeros: list[Any] = [None if tensor is None else torch.zeros_like(tensor) for tensor in (*streams, *weights)]
     g_streams, g_weights = ScanStreams(*zeros[:3]), ScanWeights(*zeros[3:])
     transition = weights[:4]
@@ -83,7 +73,7 @@ def scan_reference_backward(
         v, d = output.latent[:, t], output.state[:, t]
         belief = Gaussian(output.belief_mean[:, t], output.belief_log_std[:, t])
         after = Gaussian(output.belief_mean[:, t + 1], output.belief_log_std[:, t + 1])
-        d_next = gru_cell(v, d, *transition) if uses_state else d
+        d_next = gru_cell(v, d, *transition) if rules.uses_state else d
         pre_e = start[:, t + 1]
         if posterior is not None and weights.posterior_state is not None:
             pre_e = posterior[:, t + 1] + d_next @ weights.posterior_state.T
@@ -151,7 +141,7 @@ def scan_reference_backward(
                 g_streams.prior[:, t].add_(to_pre)  # type: ignore[index]
             else:
                 g_weights.prior_bias.add_(to_pre.sum(0))  # type: ignore[union-attr]
-        if uses_state:
+        if rules.uses_state:
             gv, gd, to_input, to_hidden = gru_cell_backward(v, d, *transition, gd)
             g_weights.gru_input.add_(to_input.T @ v)
             g_weights.gru_state.add_(to_hidden.T @ d)

@@ -22,6 +22,26 @@ class ScanRules(NamedTuple):
     beta0: float = 0.5
     beta_range: tuple[float, float] = (0.15, 0.9)
 
+    @property
+    def uses_prior(self) -> bool:
+        """Whether head P reads the features, so that `streams.prior` is there."""
+        return self.static_belief == "prior" or self.change_prior == "full"
+
+    @property
+    def uses_prior_state(self) -> bool:
+        """Whether head P reads the state, so that `weights.prior_state` is there."""
+        return self.uses_prior or self.change_prior == "state"
+
+    @property
+    def uses_posterior(self) -> bool:
+        """Whether head Q reads the state, so that `streams.posterior` and `weights.posterior_state` are there."""
+        return self.evidence == "transition"
+
+    @property
+    def uses_state(self) -> bool:
+        """Whether anything reads the state; else it stays d0."""
+        return self.uses_prior_state or self.uses_posterior
+
 
 class ScanStreams(NamedTuple):
     """Pre-activations of the heads made outside the scan, (B, T, 2Z): means, then log standard deviations.

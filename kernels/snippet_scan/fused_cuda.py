@@ -6,11 +6,9 @@ import torch
 from torch import Tensor
 
 from .. import cuda
-from ..cuda import available
 from ..gaussian import Gaussian, kl, kl_backward, split, split_backward
+from ..padding import longest_first, real_only, snippet_mask
 from .types import SnippetOutput, SnippetWeights
-
-__all__ = ["available", "backward", "forward"]
 
 _Snippets = cuda.structure(
     "AhlmCudaSnippets",
@@ -54,7 +52,7 @@ def forward(
     batch, n_snippets, z2 = prior_stream.shape
     h = weights.initial_state.shape[0]
     latent, state = (prior_stream.new_zeros(batch, n_snippets, width) for width in (z2 // 2, h))
-    tensors |= {"change_points": change_points, "lengths": lengths, "order": cuda.longest_first(lengths)}
+    tensors |= {"change_points": change_points, "lengths": lengths, "order": longest_first(lengths)}
     tensors |= {"latent": latent, "state": state}
     wanted = {name for name, *_ in _Snippets._fields_}
     arguments = _Snippets(
@@ -66,9 +64,9 @@ def forward(
         few=precision == "fp32" and batch <= cuda.FEW_VIDEOS,
     )
     library.run("ahlm_cuda_snippet_scan", arguments, prior_stream.device, precision)
-    real = _real(lengths, n_snippets)[..., None]
-    prior = torch.where(real, prior_stream + state @ weights.prior_state.T, 0.0)
-    posterior = torch.where(real, posterior_stream + state @ weights.posterior_state.T, 0.0)
+    real = snippet_mask(lengths, n_snippets)
+    prior = real_only(prior_stream + state @ weights.prior_state.T, real)
+    posterior = real_only(posterior_stream + state @ weights.posterior_state.T, real)
     return SnippetOutput(kl(split(posterior), split(prior)), latent, state)
 
 
@@ -106,10 +104,9 @@ def backward(
     given = {f"gradients.{name}": tensor for name, tensor in gradients._asdict().items()}
     cuda.check(library, {**given, **weights._asdict(), "noise": noise}, torch.float32)
     cuda.check(library, {"lengths": lengths}, torch.int64)
-    real = _real(lengths, prior_stream.shape[1])
+    real = snippet_mask(lengths, prior_stream.shape[1])
     g_kl, g_latent, g_state, prior_stream, posterior_stream, noise = (
-        torch.where(real if tensor.ndim == 2 else real[..., None], tensor, 0.0)
-        for tensor in (*gradients, prior_stream, posterior_stream, noise)
+        real_only(tensor, real) for tensor in (*gradients, prior_stream, posterior_stream, noise)
     )
     d = output.state
     pre_prior = prior_stream + d @ weights.prior_state.T
@@ -145,7 +142,3 @@ def backward(
     found.posterior_state.copy_(cuda.outer(to_pre_posterior, d))
     cuda.add_gru_gradients(steps, to_next, output.latent[:, :-1], d[:, :-1], found)
     return to_pre_prior, to_pre_posterior, found
-
-
-def _real(lengths: Tensor, n_snippets: int) -> Tensor:
-    return torch.arange(n_snippets, device=lengths.device) < lengths[:, None]

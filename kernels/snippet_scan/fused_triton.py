@@ -11,13 +11,13 @@ import triton.language as tl
 from torch import Tensor
 
 from ..gaussian import Gaussian, kl_backward, split, split_backward
+from ..padding import longest_first, real_only, snippet_mask
 from ..triton_blocks import (
     FORWARD,
     REVERSE,
     REVERSE_PRODUCTS,
     add_gate_gradients,
     add_head_gradients,
-    by_length,
     clamp_log_std,
     cut,
     gate_gradients,
@@ -103,7 +103,7 @@ def forward(
         noise,
         change_points.view(torch.int8),
         lengths,
-        by_length(lengths),
+        longest_first(lengths),
         packed(weights.gru_input, 3, hp, zp).T.to(dtype).contiguous(),
         packed(weights.gru_state, 3, hp, hp).T.to(dtype).contiguous(),
         pad_segments(weights.gru_input_bias, 3, hp),
@@ -184,15 +184,11 @@ def backward(
     batch, n, z2 = prior_stream.shape
     z, h = z2 // 2, weights.initial_state.shape[0]
     hp, zp = padded(h), padded(z)
-    real = torch.arange(n, device=lengths.device) < lengths[:, None]
-
-    def real_only(tensor: Tensor) -> Tensor:
-        return torch.where(real if tensor.ndim == 2 else real[..., None], tensor, 0.0)
-
-    g_kl, g_latent, to_state, noise = (real_only(tensor) for tensor in (*gradients, noise))
+    real = snippet_mask(lengths, n)
+    g_kl, g_latent, to_state, noise = (real_only(tensor, real) for tensor in (*gradients, noise))
     v, d = output.latent, output.state
-    pre_prior = real_only(prior_stream) + d @ weights.prior_state.T
-    pre_posterior = real_only(posterior_stream) + d @ weights.posterior_state.T
+    pre_prior = real_only(prior_stream, real) + d @ weights.prior_state.T
+    pre_posterior = real_only(posterior_stream, real) + d @ weights.posterior_state.T
     posterior = split(pre_posterior)
     from_kl, to_prior = kl_backward(posterior, split(pre_prior), g_kl)
     g_prior = split_backward(pre_prior, to_prior)
@@ -208,7 +204,7 @@ def backward(
     reverse_kernel[(triton.cdiv(batch, launch.rows),)](
         change_points.view(torch.int8),
         lengths,
-        by_length(lengths),
+        longest_first(lengths),
         spread,
         g_posterior,
         to_gates,

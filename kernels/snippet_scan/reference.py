@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..gaussian import kl, split
 from ..gru import gru_cell
+from ..padding import real_only, snippet_mask
 from .types import SnippetOutput, SnippetWeights
 
 
@@ -20,9 +21,9 @@ def snippet_scan_reference(
 ) -> SnippetOutput:
     """Level 1 for a padded batch; see `snippet_scan` for the arguments."""
     batch, n_snippets, _ = prior_stream.shape
-    real = torch.arange(n_snippets, device=prior_stream.device) < lengths[:, None]
+    real = snippet_mask(lengths, n_snippets)
     prior_stream, posterior_stream, noise = (
-        torch.where(real[..., None], tensor, 0.0) for tensor in (prior_stream, posterior_stream, noise)
+        real_only(tensor, real) for tensor in (prior_stream, posterior_stream, noise)
     )
     start = weights.initial_state.expand(batch, -1)
     d, columns = start, []
@@ -32,6 +33,5 @@ def snippet_scan_reference(
         v = posterior.mean + posterior.log_std.exp() * noise[:, t]
         columns.append((kl(posterior, prior), v, d))
         d = torch.where(change_points[:, t, None], start, gru_cell(v, d, *weights[:4]))
-    kls, latents, states = (torch.stack(column, dim=1) for column in zip(*columns, strict=True))
-    padded = ~real[..., None]
-    return SnippetOutput(kls * real, latents.masked_fill(padded, 0.0), states.masked_fill(padded, 0.0))
+    outputs = (torch.stack(column, dim=1) for column in zip(*columns, strict=True))
+    return SnippetOutput(*(real_only(value, real) for value in outputs))

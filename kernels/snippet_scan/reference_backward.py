@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..gaussian import Gaussian, kl_backward, split, split_backward
 from ..gru import gru_cell_backward
+from ..padding import real_only, snippet_mask
 from .types import SnippetOutput, SnippetWeights
 
 
@@ -22,13 +23,9 @@ def snippet_scan_reference_backward(
 ) -> tuple[Tensor, Tensor, SnippetWeights]:
     """Gradients of both streams and of the weights, given those of a scan's result; zeros at padded snippets."""
     n_snippets = prior_stream.shape[1]
-    real = torch.arange(n_snippets, device=lengths.device) < lengths[:, None]
-
-    def real_only(tensor: Tensor) -> Tensor:
-        return torch.where(real if tensor.ndim == 2 else real[..., None], tensor, 0.0)
-
+    real = snippet_mask(lengths, n_snippets)
     g_kl, g_latent, g_state, prior_stream, posterior_stream, noise = (
-        real_only(tensor) for tensor in (*gradients, prior_stream, posterior_stream, noise)
+        real_only(tensor, real) for tensor in (*gradients, prior_stream, posterior_stream, noise)
     )
     g_prior, g_posterior = torch.zeros_like(prior_stream), torch.zeros_like(posterior_stream)
     g_weights = SnippetWeights(*(torch.zeros_like(tensor) for tensor in weights))

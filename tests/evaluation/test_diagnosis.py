@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ahlm.evaluation import average_precision as module
-from ahlm.evaluation.average_precision import Instances
+from ahlm.evaluation.average_precision import Instances, average_precision
 from ahlm.evaluation.diagnosis import KINDS, diagnose
+from ahlm.kernels.core import core
 
 
 def instances(rows: list[tuple[int, int, float, float, float]]) -> Instances:
@@ -13,7 +13,7 @@ def instances(rows: list[tuple[int, int, float, float, float]]) -> Instances:
     return Instances(video, c, start.astype(float), end.astype(float), score.astype(float))
 
 
-needs_core = pytest.mark.skipif(module.BACKEND != "c++", reason="the compiled core is absent")
+needs_core = pytest.mark.skipif(core is None, reason="the compiled core is absent")
 
 
 @pytest.mark.parametrize("backend", ["numpy", pytest.param("c++", marks=needs_core)])
@@ -55,13 +55,13 @@ def test_core_equals_numpy_and_the_average_precision() -> None:
             return Instances(rng.integers(0, 4, n), rng.integers(0, 3, n), start, end, np.round(rng.random(n), 1))
 
         truth, found = some(25), some(60)
-        core, numpy = (diagnose(truth, found, 4, 3, 0.4, backend=backend) for backend in ("c++", "numpy"))
-        for a, b in zip(core, numpy, strict=True):
+        by_core, numpy = (diagnose(truth, found, 4, 3, 0.4, backend=backend) for backend in ("c++", "numpy"))
+        for a, b in zip(by_core, numpy, strict=True):
             np.testing.assert_array_equal(a, b)
-        judged = found.where(core.judged)
-        taken_by = module.average_precision(truth, judged, 4, 3, np.array([0.4])).taken_by[0]
-        np.testing.assert_array_equal(core.found, taken_by >= 0)
-        np.testing.assert_array_equal(np.flatnonzero(core.kind == 0), np.sort(taken_by[taken_by >= 0]))
+        judged = found.where(by_core.judged)
+        taken_by = average_precision(truth, judged, 4, 3, np.array([0.4])).taken_by[0]
+        np.testing.assert_array_equal(by_core.found, taken_by >= 0)
+        np.testing.assert_array_equal(np.flatnonzero(by_core.kind == 0), np.sort(taken_by[taken_by >= 0]))
 
 
 def test_refuses() -> None:

@@ -309,7 +309,7 @@ def test_no_kernel_spills_registers_on_the_device(monkeypatch: pytest.MonkeyPatc
         assert 0 < row["shared_bytes"] <= 227 * 1024, name
 
 
-@pytest.mark.skipif(not fused.available(), reason="no card that the CUDA kernels fit, or they are not installed")
+@pytest.mark.skipif(not cuda.available(), reason="no card that the CUDA kernels fit, or they are not installed")
 @pytest.mark.parametrize("rules", [*READINGS, LITERAL], ids=[*NAMES, "literal"])
 def test_on_the_card(rules: ScanRules, monkeypatch: pytest.MonkeyPatch) -> None:
     library = cuda.installed()
@@ -334,7 +334,7 @@ def test_on_the_card(rules: ScanRules, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_a_card() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a card")
-    assert not fused.available()
+    assert not cuda.available()
     library = cuda.installed()
     if library is not None:  # built with nvcc: loads without a driver, and says what is missing
         assert not library.calls.ahlm_cuda_device_fits()

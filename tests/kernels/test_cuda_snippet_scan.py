@@ -102,7 +102,7 @@ def test_at_the_size_of_the_device(emulated: cuda.Library) -> None:
     check(emulated, case(z=64, h=256))
 
 
-@pytest.mark.skipif(not fused.available(), reason="no card that the CUDA kernels fit, or they are not installed")
+@pytest.mark.skipif(not cuda.available(), reason="no card that the CUDA kernels fit, or they are not installed")
 def test_on_the_card() -> None:
     library = cuda.installed()
     assert library is not None

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ahlm.localization import suppression
+from ahlm.kernels import core
 from ahlm.localization.suppression import suppress
 
 HARD, SOFT = {"tiou": 0.5}, {"tiou": 0.5, "sigma": 0.3, "min_score": 0.05}
@@ -21,7 +21,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "soft-all": {**SOFT, "min_score": -10.0},
     "soft-plus-one": {**SOFT, "extra_s": 1.0},
 }
-needs_core = pytest.mark.skipif(suppression._core is None, reason="ahlm._core is not compiled")
+needs_core = pytest.mark.skipif(core.core is None, reason="ahlm._core is not compiled")
 
 
 def detections(seed: int) -> tuple[np.ndarray, ...]:
@@ -145,8 +145,8 @@ def test_rejects(changes: dict[str, Any], message: str) -> None:
 
 
 def test_says_when_the_core_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suppression, "_core", None)
+    monkeypatch.setattr(core, "core", None)
     one = (np.zeros(1, int), np.ones(1), np.zeros(1), np.ones(1))
-    with pytest.raises(RuntimeError, match="not compiled"):
+    with pytest.raises(ValueError, match=r"c\+\+ is not built"):
         suppress(*one, tiou=0.5, backend="c++")
     assert suppress(*one, tiou=0.5)[0].tolist() == [0]
