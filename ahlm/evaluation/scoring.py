@@ -187,6 +187,7 @@ def evaluate(
     videos, classes, truth_s = truth_instances(truth_name, database)
     name, results, extra = read_results(predictions)
     results = {video: items for video, items in results.items() if video not in rules.left_out}
+    change_points = None if extra is None else _change_points(name, database, extra)
     found_s, counts = predicted_instances(name, results, videos, classes)
     if counts["unknown_labels"]:
         warnings.warn(
@@ -233,8 +234,15 @@ def evaluate(
         _classification(truth, found, n_videos, n_classes, backend),
         diagnosis.false_positives() | {"missed": int((~diagnosis.found).sum())},
         Pairs(videos, classes, truth_s, found_s, taken_by),
-        None if extra is None else score_file(database, extra),
+        change_points,
     )
+
+
+def _change_points(name: str, database: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return score_file(database, extra)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(name, "ahlm", "features, n_snippets and change_points as ahlm.infer writes", repr(error)) from None
 
 
 def _percent(values: dict[str, float], prefix: str = "") -> str:

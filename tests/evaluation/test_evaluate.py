@@ -341,6 +341,29 @@ def test_change_points_in_a_file_are_scored() -> None:
     assert "change-points foreground" in str(result)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("features", {"fps": 1}),
+        ("features", {"fps": 1, "stride": 0, "window": 1}),
+        ("n_snippets", {}),
+        ("change_points", {"v": {"detected": []}}),
+        ("change_points", {"v": {"detected": ["x"], "refined": [], "foreground": []}}),
+        ("change_points", 3),
+    ],
+)
+def test_a_broken_part_of_ours_is_named(field: str, value: Any) -> None:
+    truth = {"database": {"v": {"subset": "test", "annotations": [{"label": "run", "segment": [3, 6]}]}}}
+    extra = {
+        "features": {"fps": 1, "stride": 1, "window": 1},
+        "n_snippets": {"v": 10},
+        "change_points": {"v": {"detected": [], "refined": [], "foreground": []}},
+    }
+    assert evaluate(truth, {"results": {"v": []}, "ahlm": extra}).change_points is not None
+    with pytest.raises(DataError, match=r"predictions: ahlm: expected features, n_snippets and change_points"):
+        evaluate(truth, {"results": {"v": []}, "ahlm": {**extra, field: value}})
+
+
 def test_values_at_boundaries_and_elsewhere() -> None:
     values = np.array([9.0, 1, 5, 2, 3, 0, 0, 0, 7, 6])
     at, elsewhere = split_at_boundaries(values, [2.4, 9.6])
