@@ -16,7 +16,7 @@ from typing import Any
 
 import ahlm
 from ahlm.errors import DataError
-from ahlm.files import read_json, write_json, write_text
+from ahlm.files import write_json, write_text
 
 try:
     import fcntl
@@ -89,10 +89,6 @@ class RunFolder:
         if "_lock" in self.__dict__:
             os.close(self._lock)
 
-    def write_config(self, text: str) -> None:
-        """Write config.yaml."""
-        write_text(self.config, text)
-
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
         with self.metrics.open("a", encoding="utf-8") as file:
@@ -149,12 +145,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             if number != len(lines) - 1:
                 raise DataError(path, f"line {number + 1}", "a JSON object", line[:40]) from None
     return records
-
-
-def read_evaluation(folder: RunFolder) -> dict[str, Any]:
-    """The results of a finished run."""
-    result: dict[str, Any] = read_json(folder.evaluation)
-    return result
 
 
 def git_state() -> dict[str, Any] | None:

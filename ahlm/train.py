@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -34,7 +34,7 @@ from ahlm.data.synthetic import open_split
 from ahlm.errors import DataError
 from ahlm.evaluation import Result, evaluate
 from ahlm.evaluation.predictions import write_predictions
-from ahlm.files import write_json
+from ahlm.files import write_json, write_text
 from ahlm.infer import Predictor, VideoAnalysis, predict, select_device
 from ahlm.kernels.compiled import default_backend, promoted
 from ahlm.kernels.core import choose_backend
@@ -433,11 +433,13 @@ def firing(analyses: Sequence[VideoAnalysis]) -> str:
     return text + (f"\nnote: the detector fires {collapsed}: its change-points mean nothing" if collapsed else "")
 
 
-def test(predictor: Predictor, dataset: FeatureDataset, analyses: Sequence[VideoAnalysis], folder: RunFolder) -> Result:
+def test(predictor: Predictor, dataset: FeatureDataset, folder: RunFolder) -> None:
     """Localise and evaluate the test split with the last checkpoint; writes predictions, evaluation and report.
 
     Where a validation split chose a best checkpoint, its test result stands in eval.json under `best`.
     """
+    analyses = predictor.analyse_dataset(dataset)
+    print(firing(analyses))
     predictions, result = score(predictor, dataset, analyses)
     write_predictions(folder.predictions, predictions)
     summary = {"checkpoint": "last", "step": predictor.checkpoint.step, **result.to_dict()}
@@ -452,12 +454,12 @@ def test(predictor: Predictor, dataset: FeatureDataset, analyses: Sequence[Video
     write_json(folder.evaluation, summary)
     metrics = read_metrics(folder.metrics) if folder.metrics.exists() else []
     write_report(folder.report, predictor, dataset, analyses, predictions, result, metrics, summary.get("best"))
-    return result
+    print(result)
+    print(f"results of the last checkpoint in {folder.path}; look at {folder.report}")
 
 
-def earlier_config(parser: ArgumentParser, folder: RunFolder, given: Config) -> Config:
+def earlier_config(parser: ArgumentParser, folder: RunFolder, config: Config, given: Config) -> Config:
     """The settings of an earlier run; a command line may move its data and its device and change nothing else."""
-    config = load_weights(folder.weights).config
     if changed := edited_fields(folder, config):
         parser.error(
             f"{folder.config} was edited ({', '.join(changed)}), and an earlier run keeps its settings; undo it"
@@ -501,78 +503,95 @@ def open_splits(config: Config) -> tuple[FeatureDataset, FeatureDataset | None, 
     There is no validation split unless the settings ask for one, and no test split where the data have none with
     segments to score.
     """
-    training, validation, testing = open_split(config.data, "train"), None, None
-    if config.data.root is None or has_split(config.data, "test"):
-        testing = open_split(config.data, "test", training.classes)
-        if testing.feature_dim != training.feature_dim:
-            expected = f"{training.feature_dim} as in the training split"
-            raise DataError(str(config.data.root), "feature_dim of the test split", expected, testing.feature_dim)
-        if not any(video.segments for video in testing.videos):
-            testing = None
+    training, validation = open_split(config.data, "train"), None
+    testing = open_testing(config, training.classes, training.feature_dim)
     if config.data.validation:
         training, validation = training.split_validation(config.data.validation)
         if not any(video.segments for video in validation.videos):
             raise DataError(str(config.data.root), "validation", "videos with segments to score", "tags alone")
-    for dataset in filter(None, (training, validation, testing)):
-        for i in range(len(dataset)):
-            dataset.features(i)
+    for dataset in filter(None, (training, validation)):
+        read_all(dataset)
     return training, validation, testing
 
 
-def run(config: Config, options: Any, argv: Sequence[str]) -> int:
-    """Body of the command; see `--help`."""
+def open_testing(config: Config, classes: tuple[str, ...], feature_dim: int) -> FeatureDataset | None:
+    """The test split, all of it read once; none where the data have none with segments to score."""
+    if config.data.root is not None and not has_split(config.data, "test"):
+        return None
+    testing = open_split(config.data, "test", classes)
+    if testing.feature_dim != feature_dim:
+        expected = f"{feature_dim} as in training"
+        raise DataError(str(config.data.root), "feature_dim of the test split", expected, testing.feature_dim)
+    if not any(video.segments for video in testing.videos):
+        return None
+    read_all(testing)
+    return testing
+
+
+def read_all(dataset: FeatureDataset) -> None:
+    """Read every video, so that a broken one is found now."""
+    for i in range(len(dataset)):
+        dataset.features(i)
+
+
+def run(config: Config, options: Any, argv: Sequence[str], earlier: Checkpoint | None) -> int:
+    """Body of the command; see `--help`. `earlier` is the run to go on with or to evaluate."""
     device = select_device(config.device)
-    earlier = options.resume or options.eval_only
     if options.tensorboard and find_spec("tensorboardX") is None:
         raise ModuleNotFoundError("--tensorboard needs tensorboardX: pip install 'ahlm[tb]'")
-    training, validation, testing = open_splits(config)
     be_deterministic(config)
-    print(describe(training, validation, testing, device, config))
-    if earlier:
-        folder = RunFolder(earlier)
+    if options.eval_only and earlier is not None:
+        return evaluate_again(config, earlier, RunFolder(options.eval_only), device)
+    training, validation, testing = open_splits(config)
+    print(describe({"train": training, "validation": validation, "test": testing}, device, config))
+    if earlier is not None:
+        folder, model = RunFolder(options.resume), earlier.model
         folder.claim()
-        trained = load_weights(folder.weights)
         for name in ("classes", "feature_dim"):
-            if getattr(training, name) != getattr(trained, name):
-                expected = f"{getattr(trained, name)} as in {folder.path}"
+            if getattr(training, name) != getattr(earlier, name):
+                expected = f"{getattr(earlier, name)} as in {folder.path}"
                 raise DataError(str(config.data.root), name, expected, getattr(training, name))
-        print(f"settings are those of {folder.path}")
-    model = None
-    if not options.eval_only:
+    else:
         try:
             model = new_model(training, config)
         except ValueError as error:  # settings that do not go with these features
             print(f"error: {error}", file=sys.stderr)
             return 2
-    if not earlier:
         name = "demo" if config.data.root is None else Path(config.data.root).resolve().name
         folder = RunFolder.create(options.output_dir, name, options.overwrite)
-        folder.write_config(yaml.safe_dump(config_mapping(config), sort_keys=False))
+        write_text(folder.config, yaml.safe_dump(config_mapping(config), sort_keys=False))
+    trainer = Trainer(model, training, config, device)
+    if earlier is not None:
+        trainer.restore(load_state(folder.state))
+        folder.forget_after(trainer.step + 1)
+        print(f"settings are those of {folder.path}; resuming at step {trainer.step} of {trainer.total_steps}")
+    folder.write_environment(device, backends(device), list(argv))
     here = shlex.quote(str(folder.path))
-    if model is not None:
-        trainer = Trainer(model, training, config, device)
-        if options.resume:
-            trainer.restore(load_state(folder.state))
-            folder.forget_after(trainer.step + 1)
-            print(f"resuming at step {trainer.step} of {trainer.total_steps}")
-        folder.write_environment(device, backends(device), list(argv))
-        try:
-            fit(trainer, folder, validation, tensorboard=options.tensorboard)
-        except Interrupted:
-            print(
-                f"stopped at step {trainer.step}; go on with: python -m ahlm.train --resume {here}",
-                file=sys.stderr,
-            )
-            return 130
+    try:
+        fit(trainer, folder, validation, tensorboard=options.tensorboard)
+    except Interrupted:
+        print(f"stopped at step {trainer.step}; go on with: python -m ahlm.train --resume {here}", file=sys.stderr)
+        return 130
     predictor = Predictor(load_weights(folder.weights), device)
-    predictor.follow(testing or training, config.data.root)
-    analyses = predictor.analyse_dataset(testing or training)
-    print(firing(analyses))
     if testing is None:
+        print(firing(predictor.analyse_dataset(training)))
         print(f"nothing to score; localise with: python -m ahlm.infer --checkpoint {here} FILE.npy --output OUT.json")
-        return 0
-    print(test(predictor, testing, analyses, folder))
-    print(f"results of the last checkpoint in {folder.path}; look at {folder.report}")
+    else:
+        test(predictor, testing, folder)
+    return 0
+
+
+def evaluate_again(config: Config, trained: Checkpoint, folder: RunFolder, device: str) -> int:
+    """Test a trained run once more; of its data the test split alone is read."""
+    testing = open_testing(config, trained.classes, trained.feature_dim)
+    if testing is None:
+        raise DataError(str(config.data.root), "test split", "videos with segments to score", "none")
+    folder.claim()
+    print(describe({"test": testing}, device, config))
+    print(f"settings are those of {folder.path}")
+    predictor = Predictor(trained, device)
+    predictor.follow(testing, config.data.root)
+    test(predictor, testing, folder)
     return 0
 
 
@@ -591,30 +610,27 @@ def backends(device: str = "cpu") -> dict[str, str]:
     return {"scan": scan, "lcs": "numba", "mAP": choose_backend(), "nms": choose_backend()}
 
 
-def describe(
-    training: FeatureDataset,
-    validation: FeatureDataset | None,
-    testing: FeatureDataset | None,
-    device: str,
-    config: Config,
-) -> str:
-    """What the run works on: device, data, timeline, and what was mended."""
-    spec = training.spec
+def describe(splits: Mapping[str, FeatureDataset | None], device: str, config: Config) -> str:
+    """What the run works on: device, data by their splits, timeline, and what was mended."""
+    there = {name: dataset for name, dataset in splits.items() if dataset is not None}
+    first, *_ = there.values()
+    spec = first.spec
     used = ", ".join(f"{name}={backend}" for name, backend in backends(device).items())
+    sizes = ", ".join(
+        f"no {name} split" if dataset is None else f"{name} {len(dataset)} videos ({len(dataset.missing)} missing)"
+        for name, dataset in splits.items()
+    )
     lines = [
         f"device {device}; {config.precision}; backends: {used}; seed {config.seed}",
-        f"train {len(training)} videos ({len(training.missing)} missing), "
-        + (f"validation {len(validation)}, " if validation else "")
-        + (f"test {len(testing)} ({len(testing.missing)} missing), " if testing else "no test split, ")
-        + f"{len(training.classes)} classes, "
-        f"{training.feature_dim} features a snippet, layout {training.layout}",
-        f"{spec.fps:g} fps, stride {spec.stride:g}, window {spec.window:g} (from {training.spec_source}): "
+        f"{sizes}, {len(first.classes)} classes, {first.feature_dim} features a snippet, layout {first.layout}",
+        f"{spec.fps:g} fps, stride {spec.stride:g}, window {spec.window:g} (from {first.spec_source}): "
         f"{spec.snippet_s:.3g} s a snippet",
     ]
-    both = sorted({video.id for video in training.videos} & {video.id for video in testing.videos}) if testing else []
-    if both and config.data.root is not None:
-        lines.append(f"note: {len(both)} videos are both trained on and tested: {', '.join(both[:5])}")
-    lines += [f"note: {note}" for note in (*training.notes, *(testing.notes if testing else ()))]
+    if config.data.root is not None and {"train", "test"} <= there.keys():
+        trained, tested = ({video.id for video in there[name].videos} for name in ("train", "test"))
+        if both := sorted(trained & tested):
+            lines.append(f"note: {len(both)} videos are both trained on and tested: {', '.join(both[:5])}")
+    lines += [f"note: {note}" for note in dict.fromkeys(note for dataset in there.values() for note in dataset.notes)]
     return "\n".join(lines)
 
 
@@ -637,9 +653,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--output-dir and --overwrite are for new runs")
     try:
         with terminated_like_ctrl_c():
+            trained = None
             if earlier:
-                config = earlier_config(parser, RunFolder(earlier), config)
-            return run(config, options, argv)
+                trained = load_weights(RunFolder(earlier).weights)
+                config = earlier_config(parser, RunFolder(earlier), trained.config, config)
+            return run(config, options, argv, trained)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

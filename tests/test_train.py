@@ -283,7 +283,7 @@ def test_change_points_of_an_unfinished_detector_teach_nobody() -> None:
 def test_best_is_chosen_on_validation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     assert main([*SHORT, "--output-dir", str(run), "--data.validation", "0.25"]) == 0
-    assert "train 30 videos (0 missing), validation 10, test 20" in capsys.readouterr().out
+    assert "train 30 videos (0 missing), validation 10 videos (0 missing), test 20 videos" in capsys.readouterr().out
     scores = [record for record in read_metrics(run / FILES["metrics"]) if "validation_mAP" in record]
     assert [record["step"] for record in scores] == [8]
     predictor, validation = ahlm.load(run), demo_dataset("train").split_validation(0.25)[1]
@@ -380,7 +380,7 @@ def test_bad_values_of_the_test_split_stop_a_run_before_it_starts(
         np.save(path, np.zeros((9, 32), np.float32))
     (tmp_path / "data" / "features.json").unlink()
     assert main([*SHORT, *command]) == 3
-    assert "feature_dim of the test split: expected 64 as in the training split, got 32" in capsys.readouterr().err
+    assert "feature_dim of the test split: expected 64 as in training, got 32" in capsys.readouterr().err
 
 
 def test_tags_without_segments_train_and_are_not_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -398,6 +398,8 @@ def test_tags_without_segments_train_and_are_not_scored(tmp_path: Path, capsys: 
         f"nothing to score; localise with: python -m ahlm.infer --checkpoint '{run}' FILE.npy"
         in capsys.readouterr().out
     )
+    assert main(["--eval-only", str(run)]) == 3
+    assert "test split: expected videos with segments to score, got none" in capsys.readouterr().err
 
 
 def test_earlier_runs_keep_their_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -433,10 +435,12 @@ def test_earlier_runs_keep_their_settings(tmp_path: Path, capsys: pytest.Capture
             main(wrong)
         assert usage.value.code == 2
         assert message in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "moved" / "train")  # nothing of the training is read again
+    assert main(["--eval-only", run, "--data.root", str(tmp_path / "moved")]) == 0
     truth = tmp_path / "moved" / "gt.json"
     truth.write_text(truth.read_text().replace('"Spin"', '"Twist"'))
     assert main(["--eval-only", run, "--data.root", str(tmp_path / "moved")]) == 3
-    assert "classes: expected ('Cartwheel', 'Handstand', 'Jump', 'Spin')" in capsys.readouterr().err
+    assert "labels among 4 known classes" in capsys.readouterr().err
 
 
 def test_full_disk_is_one_line_and_keeps_the_last_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -669,7 +673,7 @@ def test_features_and_a_table_of_tags_are_enough(tmp_path: Path, capsys: pytest.
     run = tmp_path / "run"
     assert main([*SHORT, "--config", "demo", "--data.root", str(tmp_path), "--output-dir", str(run)]) == 0
     printed = capsys.readouterr().out
-    assert "train 40 videos (0 missing), no test split, 4 classes" in printed
+    assert "train 40 videos (0 missing), no validation split, no test split, 4 classes" in printed
     assert "ahlm.infer --checkpoint" in printed
     assert ahlm.load(run).classes == dataset.classes
     memory = tmp_path / "memory"

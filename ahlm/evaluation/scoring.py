@@ -242,7 +242,9 @@ def _change_points(name: str, database: dict[str, Any], extra: dict[str, Any]) -
     try:
         return score_file(database, extra)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(name, "ahlm", "features, n_snippets and change_points as ahlm.infer writes", repr(error)) from None
+        raise DataError(
+            name, "ahlm", "features, n_snippets and change_points as ahlm.infer writes", repr(error)
+        ) from None
 
 
 def _percent(values: dict[str, float], prefix: str = "") -> str:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from ahlm.data.synthetic import open_split
 from ahlm.errors import DataError
 from ahlm.evaluation import evaluate
-from ahlm.files import write_text
+from ahlm.files import read_json, write_text
 from ahlm.infer import load, moved, predict
 from ahlm.report.html import draw, write_report
-from ahlm.run_folder import RunFolder, read_evaluation, read_metrics
+from ahlm.run_folder import RunFolder, read_metrics
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     predictions = predict(predictor, dataset, analyses)
     result = evaluate(dataset.ground_truth("test"), predictions, predictor.config.protocol, subset="test")
     metrics = read_metrics(folder.metrics) if folder.metrics.exists() else []
-    best = read_evaluation(folder).get("best") if folder.evaluation.exists() else None
+    best = read_json(folder.evaluation).get("best") if folder.evaluation.exists() else None
     write_report(folder.report, predictor, dataset, analyses, predictions, result, metrics, best)
     print(folder.report)
     return 0
