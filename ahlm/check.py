@@ -24,11 +24,12 @@ def _parser() -> argparse.ArgumentParser:
         description="Say everything that is wrong with a data set. Exit code 3: something would stop or spoil a run.",
     )
     parser.add_argument("root", metavar="ROOT", help="folder of the data set, in any layout of docs/data.md")
-    parser.add_argument("--features", metavar="DIR", help="folder of the features within ROOT, if there are several")
-    parser.add_argument("--annotations", metavar="FILE", help="annotation file within ROOT, if there are several")
+    for name, what in (("features", "folder of the features"), ("annotations", "annotation file")):
+        text = f"{what} within ROOT, if there are several"
+        parser.add_argument(f"--data.{name}", dest=name, metavar="NAME", help=text)
     for name, what in (("fps", "frames a second"), ("stride", "frames from snippet to snippet"), ("window", "frames")):
         text = f"{what}, unless the data say (default: {getattr(default, name):g})"
-        parser.add_argument(f"--{name}", type=float, default=getattr(default, name), help=text)
+        parser.add_argument(f"--data.{name}", dest=name, type=float, default=getattr(default, name), help=text)
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     return parser
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     for name in ("fps", "stride", "window"):
         if not 0 < getattr(arguments, name) < float("inf"):
-            parser.error(f"--{name}: expected a positive number, got {getattr(arguments, name)}")
+            parser.error(f"--data.{name}: expected a positive number, got {getattr(arguments, name)}")
     # NumPy loads only after the command line was found good
     from ahlm.data.inspection import inspect
 

@@ -28,7 +28,7 @@ class Checkpoint:
     """A model with all that is needed to run it.
 
     Attributes:
-        model: in evaluation mode, on the CPU.
+        model: from a file: in evaluation mode, on the CPU.
         config: of the run that trained it.
         classes: names in the order of the model's outputs, background left out.
         spec: of the features it was trained on.

@@ -191,7 +191,11 @@ class Trainer:
         return torch.autocast(self.device.type, dtype, enabled=self.config.precision != "fp32")
 
     def train_step(self) -> dict[str, float]:
-        """Train on one batch of each module that is not done yet; returns losses and the firing rate."""
+        """Train on one batch of each module that is not done yet; returns losses and the firing rate.
+
+        Raises:
+            FloatingPointError: the loss is not finite; names the terms.
+        """
         config, step = self.config, self.step
         for_classifier, for_detector = self.batches()
         # dropout draws from the global generator
@@ -334,6 +338,7 @@ def fit(
     Raises:
         Interrupted: a signal came; the state was saved.
         MemoryError: the device has not enough memory for a step.
+        FloatingPointError: the loss of a step is not finite.
     """
     writer = summary_writer(folder) if tensorboard else None
 

@@ -48,8 +48,8 @@ for tool in memcheck synccheck; do
   step "$tool" 45 compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" bench/gpu_scan.py small \
     --output "$work/small.json"
 done
-step times 170 "$python" bench/gpu_scan.py times --output "$work/times.json"
-step profile 60 "$python" bench/gpu_scan.py profile --output "$work/profile.json"
+step times 200 "$python" bench/gpu_scan.py times --output "$work/times.json"
+step profile 90 "$python" bench/gpu_scan.py profile --output "$work/profile.json"
 
 driver=$(timeout 10 nvidia-smi --query-gpu=driver_version --format=csv,noheader 2> /dev/null)
 "$python" - "$work" "$folder" "$driver" << 'PY' || failed=1

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -19,8 +22,9 @@ from ahlm.data.synthetic import demo_dataset
 from ahlm.files import write_json
 from ahlm.kernels.change_point_scan import ScanOutput, ScanRules, ScanStreams, ScanWeights, change_point_scan
 from ahlm.kernels.change_point_scan import fused_cuda as fused
+from ahlm.kernels.compiled import gpu_module
 from ahlm.kernels.cuda import FEW_VIDEOS, installed
-from ahlm.kernels.snippet_scan import SnippetWeights, snippet_scan
+from ahlm.kernels.snippet_scan import SnippetOutput, SnippetWeights, snippet_scan
 from ahlm.kernels.snippet_scan import fused_cuda as fused_snippets
 from ahlm.train import Trainer, new_model
 
@@ -82,13 +86,20 @@ def attempt(run: Callable[[], Any], repeats: int) -> dict[str, Any]:
     """`milliseconds`, or the error."""
     try:
         return dict(milliseconds(run, repeats))
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, RuntimeWarning, ValueError) as error:
         return {"error": str(error)[:300]}
 
 
 def with_backward(run: Callable[[], Tensor], leaves: list[Tensor]) -> Callable[[], Any]:
     """The same and its gradients."""
     return lambda: torch.autograd.grad(run(), leaves)
+
+
+def kernels(scan: str) -> Iterator[tuple[str, Any, str]]:
+    """Name, module and precision of every kernel of a scan."""
+    for kernel in ("cuda", "triton"):
+        for precision in ("fp32", "fp16"):
+            yield f"{kernel} {precision}", gpu_module(kernel, scan), precision
 
 
 def measure(batch: int, n: int, repeats: int) -> list[dict[str, Any]]:
@@ -112,31 +123,31 @@ def measure(batch: int, n: int, repeats: int) -> list[dict[str, Any]]:
         add(name, "-", "forward + backward", both)
     for reading, rules in READINGS.items():
         given = inputs(rules, batch, n)
-        expected = change_point_scan(**given, backend="reference")
+        eager = partial(change_point_scan, **given, backend="reference")
+        expected = eager()
         if batch <= 64:
-            add("eager", reading, "forward", lambda given=given: change_point_scan(**given, backend="reference"), 2)
-        for precision in ("fp32", "fp16"):
-            kernel = f"cuda {precision}"
-            add(kernel, reading, "forward", lambda given=given, p=precision: fused.forward(**given, precision=p))
+            add("eager", reading, "forward", eager, 2)
+        ones = ScanOutput(expected[0], *(torch.ones_like(value) for value in expected[1:]))
+        known = {name: value for name, value in given.items() if name != "forced_changes"}
+        for name, kernel, precision in kernels("change_point_scan"):
+            forward = partial(kernel.forward, **given, precision=precision)
+            add(name, reading, "forward", forward)
             if "error" not in rows[-1]:
-                output = fused.forward(**given, precision=precision)  # type: ignore[arg-type]
-                differ = (output.change_points != expected.change_points).sum().item()
+                differ = (forward().change_points != expected.change_points).sum().item()
                 rows[-1] |= {"decisions": int(given["lengths"].sum()), "decisions_that_differ": differ}
-        gradients = ScanOutput(expected[0], *(torch.ones_like(value) for value in expected[1:]))
-        rest = [given[name] for name in ("streams", "weights", "rules", "noise", "lengths")]
-        add("cuda fp32", reading, "backward", lambda g=gradients, e=expected, r=rest: fused.backward(g, e, *r))
-        triton = {**given, "backend": "triton"}
-        add("triton", reading, "forward", lambda given=triton: change_point_scan(**given))
+            if name != "cuda fp16":  # its reverse is that of fp32
+                add(name, reading, "backward", partial(kernel.backward, ones, expected, **known, precision=precision))
     given = snippet_inputs(batch, n)
+    eager = partial(snippet_scan, **given, backend="reference")
+    output = eager()
     if batch <= 64:
-        add("eager snippets", "-", "forward", lambda: snippet_scan(**given, backend="reference"), 2)
-    for precision in ("fp32", "fp16"):
-        add(
-            f"cuda {precision} snippets",
-            "-",
-            "forward",
-            lambda p=precision: fused_snippets.forward(**given, precision=p),
-        )
+        add("eager snippets", "-", "forward", eager, 2)
+    ones = SnippetOutput(*map(torch.ones_like, output))
+    for name, kernel, precision in kernels("snippet_scan"):
+        add(f"{name} snippets", "-", "forward", partial(kernel.forward, **given, precision=precision))
+        if name != "cuda fp16":
+            backward = partial(kernel.backward, ones, output, **given, precision=precision)
+            add(f"{name} snippets", "-", "backward", backward)
     return rows
 
 
@@ -169,6 +180,19 @@ def small() -> None:
             found = fused_snippets.forward(**snippets, precision=precision)
         fused_snippets.backward(found, found, **snippets)
     torch.cuda.synchronize()
+
+
+def step_times(repeats: int) -> dict[str, Any]:
+    """A training step at the default sizes with each kernel of the scans, or why the self-check refused it."""
+    config, dataset, found = Config(), demo_dataset("train"), {}
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.filterwarnings("error", message="the .* kernel is off")
+        for backend in ("reference", "triton", "cuda"):
+            patch.setenv("AHLM_BACKEND", backend)
+            trainer = Trainer(new_model(dataset, config), dataset, config, str(DEVICE))
+            found[backend] = attempt(trainer.train_step, 2 if backend == "reference" else repeats)
+            print(backend, found[backend], flush=True)
+    return found
 
 
 def profile(device: str) -> dict[str, Any]:
@@ -204,7 +228,7 @@ def main() -> None:
             raise SystemExit("the CUDA kernels are not installed")
         write_json(options.output, {"resources": library.resources(DEVICE)})
     elif options.part == "profile":
-        write_json(options.output, {"training_step": profile("cuda")})
+        write_json(options.output, {"training_step_ms": step_times(options.repeats), "training_step": profile("cuda")})
     else:
         rows: list[dict[str, Any]] = []
         for batch in options.batches:

@@ -138,7 +138,7 @@ def test_kinds_with_many_problems_are_cut_in_the_table_alone(root: Path, capsys:
 def test_wrong_timeline(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (root / "features.json").unlink()
     assert check(root, capsys)[0] == 0
-    code, report = check(root, capsys, "--fps", "30")
+    code, report = check(root, capsys, "--data.fps", "30")
     assert code == 3
     assert "disagree with 0.5333 s a snippet (recipe); durations suggest 0.64 s" in texts(report, "wrong timeline")[0]
     assert report["timeline"] == {"fps": 30.0, "stride": 16, "window": 16}
@@ -216,7 +216,7 @@ def test_no_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "1 errors, 0 warnings" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("options", [[], ["x", "--fps", "0"], ["x", "--stride", "nan"], ["x", "--nonsense"]])
+@pytest.mark.parametrize("options", [[], ["x", "--data.fps", "0"], ["x", "--data.stride", "nan"], ["x", "--nonsense"]])
 def test_wrong_command_lines(options: list[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         main(options)

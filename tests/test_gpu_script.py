@@ -32,6 +32,26 @@ backends = N(cudnn=N(version=lambda: 1))
 __version__ = "0"
 """
 
+# the measurements on the CPU: Triton interpreted, CUDA's kernels an error in each of their rows
+MEASURE = """
+import json, runpy, sys, time
+import torch
+from ahlm.config import ClassifierConfig, Config, DetectorConfig
+
+script = runpy.run_path(sys.argv[1])
+names = script["measure"].__globals__
+
+def once(run, repeats):
+    run()
+    return {"min_ms": 1.0, "median_ms": 1.0}
+
+detector = DetectorConfig(crop=9, width=32, state_size=16, latent_size=8)
+config = Config(detector=detector, classifier=ClassifierConfig(n_snippets=9))
+names.update(DEVICE=torch.device("cpu"), Z=16, H=16, milliseconds=once, Config=lambda: config)
+rows = script["measure"](2, 4, 1)
+print(json.dumps([rows, script["step_times"](1)]))
+"""
+
 
 def test_without_a_card_it_says_so_in_one_line() -> None:
     if torch.cuda.is_available():
@@ -64,3 +84,27 @@ def test_a_step_that_fails_loses_no_other(tmp_path: Path) -> None:
     assert result["steps"]["build"]["last_lines"] == ["no compiler"]
     assert result["times"] == [1]
     assert "no compiler" in done.stdout
+
+
+def test_every_row_of_the_measurements() -> None:
+    pytest.importorskip("triton")
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, SCRIPT.with_name("gpu_scan.py")],
+        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    rows, steps = json.loads(done.stdout.splitlines()[-1])
+    failed = [row for row in rows if "error" in row and not row["what"].startswith("cuda")]
+    assert failed == []
+    kernels = {f"{kernel} {precision}" for kernel in ("cuda", "triton") for precision in ("fp32", "fp16")}
+    forward = {row["what"] for row in rows if row["direction"] == "forward"}
+    assert kernels | {f"{kernel} snippets" for kernel in kernels} | {"eager", "nn.GRU float16"} <= forward
+    backward = {row["what"] for row in rows if row["direction"] == "backward"}
+    assert backward == {*kernels, *(f"{kernel} snippets" for kernel in kernels)} - {"cuda fp16", "cuda fp16 snippets"}
+    interpreted = [row for row in rows if row["what"] == "triton fp32" and row["direction"] == "forward"]
+    assert [row["decisions_that_differ"] for row in interpreted] == [0, 0]
+    assert steps["reference"]["min_ms"] == 1.0
+    assert set(steps) == {"reference", "triton", "cuda"}
