@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from operator import attrgetter
-from typing import Literal
+from dataclasses import dataclass, field, is_dataclass
+from functools import cache
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
@@ -276,15 +276,9 @@ class Config:
     deterministic: bool = False
 
     def __post_init__(self) -> None:
-        for names, allowed, fits in _RANGES:
-            for name in names.split():
-                value = attrgetter(name)(self)
-                if value is not None and not fits(value):
-                    raise ValueError(f"{name} must be {allowed}, got {value}")
+        check_fields(self)
         if not DEVICE.fullmatch(self.device):
             raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {self.device}")
-        if not all(map(math.isfinite, (*self.localization.cas_thresholds, *self.localization.attention_thresholds))):
-            raise ValueError("localization.cas_thresholds and attention_thresholds must be finite")
         low, high = self.detector.beta_range
         if not 0 <= low <= high < math.inf:
             raise ValueError(f"detector.beta_range must be two rising numbers of at least 0, got {low}, {high}")
@@ -306,7 +300,31 @@ class Config:
             raise ValueError("classifier.segment_weight must be 0 with shared_embedding: DFC is never done then")
 
 
-_RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
+def check_fields(settings: Any, section: str = "") -> None:
+    """Look at each field of a `Config` by itself, or at those of one of its sections, whose name and a dot are given.
+
+    Raises:
+        ValueError: a value that is out of range or none of the choices; names the field.
+    """
+    hints = _hints(settings.__class__)
+    for name, value in vars(settings).items():
+        path, hint = section + name, hints[name]
+        if is_dataclass(value):
+            check_fields(value, f"{path}.")
+        elif get_origin(hint) is Literal and value not in get_args(hint):
+            raise ValueError(f"{path} must be one of {', '.join(get_args(hint))}, got {value!r}")
+        elif value is not None and path in _RANGES:
+            allowed, fits = _RANGES[path]
+            if not fits(value):
+                raise ValueError(f"{path} must be {allowed}, got {value}")
+
+
+@cache
+def _hints(section: type) -> dict[str, Any]:
+    return get_type_hints(section)
+
+
+_TABLE: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     (
         "data.fps data.stride data.window detector.sigma detector_optim.lr classifier_optim.lr localization.soft_sigma",
         "a positive number",
@@ -333,6 +351,11 @@ _RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
     ("seed", "in 0 .. 2^63 - 1", lambda value: 0 <= value < 2**63),
     ("refinement.lcs_ratio localization.threshold_weight", "in (0, 1]", lambda value: 0 < value <= 1),
     ("localization.gamma localization.class_threshold localization.min_score", "finite", math.isfinite),
+    (
+        "localization.cas_thresholds localization.attention_thresholds",
+        "finite",
+        lambda values: all(map(math.isfinite, values)),
+    ),
     ("refinement.cosine_threshold", "in [-1, 1]", lambda value: -1 <= value <= 1),
     ("data.validation classifier.dropout", "in [0, 1)", lambda value: 0 <= value < 1),
     (
@@ -341,3 +364,4 @@ _RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
         lambda value: 0 <= value <= 1,
     ),
 )
+_RANGES = {name: (allowed, fits) for names, allowed, fits in _TABLE for name in names.split()}

@@ -94,7 +94,7 @@ def test_unknown_field_in_a_file_is_an_error(tmp_path: Path, capsys: pytest.Capt
         ("--localization.max_segments=0", "localization.max_segments must be at least 1, got 0"),
         ("--localization.threshold_weight=2", "localization.threshold_weight must be in (0, 1], got 2"),
         ("--localization.extend=-1", "localization.extend must be at least 0, got -1"),
-        ("--localization.cas_thresholds=[.nan]", "localization.cas_thresholds and attention_thresholds must be finite"),
+        ("--localization.cas_thresholds=[.nan]", "localization.cas_thresholds must be finite, got (nan,)"),
         ("--refinement.lcs_ratio=0", "refinement.lcs_ratio must be in (0, 1], got 0"),
         ("--refinement.max_rounds=0", "refinement.max_rounds must be at least 1, got 0"),
         ("--refinement.cosine_threshold=1.5", "refinement.cosine_threshold must be in [-1, 1], got 1.5"),
@@ -125,6 +125,11 @@ def test_settings_that_cannot_work_are_usage_errors(
         parse(config_parser("train", ""), [setting])
     assert wrong.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_choices_are_checked_without_a_command_line_too() -> None:
+    with pytest.raises(ValueError, match="detector.level1 must be one of gru, simple, got 'lstm'"):
+        Config(detector=DetectorConfig(level1="lstm"))  # type: ignore[arg-type]
 
 
 def test_a_backend_that_is_not_there_is_one_line(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ahlm.config import LocalizationConfig, RefinementConfig
+from ahlm.config import LocalizationConfig, RefinementConfig, check_fields
 from ahlm.localization.proposals import (
     Proposals,
     change_point_proposals,
@@ -190,28 +190,10 @@ def _checked(
 
 
 def _check_settings(config: LocalizationConfig, attention: NDArray[np.float64] | None, duration_s: float) -> None:
-    """Raise a ValueError for the first setting that makes no sense; the suppression checks its own."""
-    if config.proposals not in ("change_points", "both", "thresholds"):
-        raise ValueError(f"proposals must be change_points, both or thresholds, got {config.proposals!r}")
-    if config.suppression not in ("hard", "soft"):
-        raise ValueError(f"suppression must be hard or soft, got {config.suppression!r}")
+    check_fields(config, "localization.")
     if not (len(config.cas_thresholds) or len(config.attention_thresholds)):
         raise ValueError("cas_thresholds or attention_thresholds must hold a threshold")
-    if not np.isfinite([*config.cas_thresholds, *config.attention_thresholds]).all():
-        raise ValueError("cas_thresholds and attention_thresholds must be finite")
     if len(config.attention_thresholds) and attention is None:
         raise ValueError("attention must be [n] where attention_thresholds are set, got None")
-    if config.contrast not in ("margin", "neighbours"):
-        raise ValueError(f"contrast must be margin or neighbours, got {config.contrast!r}")
-    if config.max_segments is not None and config.max_segments < 1:
-        raise ValueError(f"max_segments must be at least 1, got {config.max_segments}")
-    if not 0 < config.threshold_weight <= 1:
-        raise ValueError(f"threshold_weight must be in (0, 1], got {config.threshold_weight}")
-    if config.upsample < 1:
-        raise ValueError(f"upsample must be at least 1, got {config.upsample}")
-    if not 0 <= config.extend < np.inf:
-        raise ValueError(f"extend must be finite and at least 0 snippets, got {config.extend}")
-    if not 0 <= config.oic_margin < np.inf:
-        raise ValueError(f"oic_margin must be finite and at least 0, got {config.oic_margin}")
     if not 0 < duration_s < np.inf:
         raise ValueError(f"duration_s must be a positive number of seconds, got {duration_s}")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ahlm.config import RefinementConfig
+from ahlm.config import RefinementConfig, check_fields
 from ahlm.kernels.lcs import lcs_length_of_blocks
 
 Floats = NDArray[np.float32]
@@ -147,9 +147,4 @@ def _check(features: NDArray[Any], points: NDArray[np.int64], config: Refinement
     n = len(features)
     if points.ndim != 1 or np.any(np.diff(points) <= 0) or points[0] < 1 or points[-1] > n - 1:
         raise ValueError(f"change_points must increase within 1 .. {n - 1}, got {points.ravel().tolist()[:8]}")
-    if not 0 < config.lcs_ratio <= 1:
-        raise ValueError(f"lcs_ratio must be in (0, 1], got {config.lcs_ratio}")
-    if not -1 <= config.cosine_threshold <= 1:
-        raise ValueError(f"cosine_threshold must be in [-1, 1], got {config.cosine_threshold}")
-    if config.max_rounds < 1:
-        raise ValueError(f"max_rounds must be at least 1, got {config.max_rounds}")
+    check_fields(config, "refinement.")
