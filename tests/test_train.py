@@ -128,7 +128,7 @@ def test_settings_that_cannot_work_are_usage_errors(
 
 
 def test_choices_are_checked_without_a_command_line_too() -> None:
-    with pytest.raises(ValueError, match="detector.level1 must be one of gru, simple, got 'lstm'"):
+    with pytest.raises(ValueError, match=r"detector\.level1 must be one of gru, simple, got 'lstm'"):
         Config(detector=DetectorConfig(level1="lstm"))  # type: ignore[arg-type]
 
 
