@@ -21,7 +21,8 @@ from ahlm.files import write_json
 from ahlm.kernels.change_point_scan import ScanRules
 from ahlm.kernels.change_point_scan import fused_triton as change_point
 from ahlm.kernels.snippet_scan import fused_triton as snippet
-from ahlm.kernels.triton_blocks import FORWARD, REVERSE, REVERSE_PRODUCTS, cut
+from ahlm.kernels.triton_blocks import FORWARD, cut
+from ahlm.kernels.triton_reverse import LAUNCH, PRODUCTS, reverse_kernel
 
 H, Z = 256, 64
 READINGS = {
@@ -44,7 +45,7 @@ def signature(kernel: Any, constants: dict[str, Any]) -> dict[str, str]:
             types[name] = "constexpr"
         elif name in ("B", "T", "refractory"):
             types[name] = "i32"
-        elif name in ("change_ptr", "forced_ptr"):
+        elif name in ("change_ptr", "forced_ptr", "restart_ptr"):
             types[name] = "*i8"
         elif name in ("length_ptr", "order_ptr"):
             types[name] = "*i64"
@@ -57,19 +58,20 @@ def signature(kernel: Any, constants: dict[str, Any]) -> dict[str, str]:
 
 def compiled(scan: str, direction: str, reading: str, precision: str, capability: int) -> Any:
     """One kernel compiled for `sm_{capability}` at H 256, Z 64."""
-    launch = (FORWARD if direction == "forward" else REVERSE)[precision]
-    constants = cut(launch, H, Z)
+    constants = cut((FORWARD if direction == "forward" else LAUNCH)[precision], H, Z)
     options = {name: constants.pop(name) for name in ("num_warps", "enable_fp_fusion")}
-    if direction == "forward":
-        constants["HALF"] = precision == "fp16"
+    rules = READINGS.get(reading)
+    if direction == "reverse":
+        kernel: Any = reverse_kernel
+        constants |= {"PRECISION": PRODUCTS[precision], "AFTER_RESTART": rules is None}
+        constants["HAS_STATE"] = rules is None or rules.uses_state
+        constants["TRANSITION"] = rules is None or rules.uses_posterior
+    elif rules is not None:
+        kernel = change_point.forward_kernel
+        constants |= {"HALF": precision == "fp16", "NOISE": True, "FORCED": False} | change_point.reading(rules)
     else:
-        constants["PRECISION"] = REVERSE_PRODUCTS[precision]
-    module: Any = change_point if scan == "change_point_scan" else snippet
-    if scan == "change_point_scan":
-        constants |= change_point.reading(READINGS[reading])
-        if direction == "forward":
-            constants |= {"NOISE": True, "FORCED": False}
-    kernel = module.forward_kernel if direction == "forward" else module.reverse_kernel
+        kernel = snippet.forward_kernel
+        constants["HALF"] = precision == "fp16"
     types = signature(kernel, constants)
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if types[name][0] == "*"}
     source = ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=aligned)

@@ -11,7 +11,7 @@ import ctypes
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +19,9 @@ from torch.nn.functional import pad
 
 import ahlm
 
+from .gru import GruSteps
 from .padding import longest_first
+from .recursion import Recursion
 
 STATE_SIZE, MOST_LATENTS = 256, 64
 # float32 batches that run in clusters of two videos: 132 multiprocessors hold about 15 clusters of 8 blocks at once
@@ -121,114 +123,24 @@ def supports(batch: int, n_snippets: int, z: int, h: int) -> bool:
     return h == STATE_SIZE and z <= MOST_LATENTS and batch * n_snippets <= MOST_ROWS
 
 
-def outer(gradient: Tensor, value: Tensor) -> Tensor:
-    """Gradient of a weight, summed over videos and steps."""
-    return gradient.flatten(0, 1).T @ value.flatten(0, 1)
-
-
-class GruWeights(Protocol):
-    """What both scans' weights have of the GRU."""
-
-    @property
-    def gru_input(self) -> Tensor: ...  # noqa: D102
-    @property
-    def gru_state(self) -> Tensor: ...  # noqa: D102
-    @property
-    def gru_input_bias(self) -> Tensor: ...  # noqa: D102
-    @property
-    def gru_state_bias(self) -> Tensor: ...  # noqa: D102
-
-
-class GruSteps(NamedTuple):
-    """All GRU steps of a scan, t = 0 .. T - 2, as far as their gradients need them; (B, T - 1, H) each."""
-
-    d_next: Tensor
-    reset: Tensor
-    update: Tensor
-    to_candidate: Tensor
-    to_reset: Tensor
-    to_update: Tensor
-
-
-def gru_steps(v: Tensor, d: Tensor, weights: GruWeights) -> GruSteps:
-    """The steps once more, from latents (B, T - 1, Z) and states (B, T - 1, H)."""
-    h = d.shape[-1]
-    from_input = v @ weights.gru_input.T + weights.gru_input_bias
-    from_state = d @ weights.gru_state.T + weights.gru_state_bias
-    reset, update = (from_input[..., : 2 * h] + from_state[..., : 2 * h]).sigmoid().chunk(2, dim=-1)
-    candidate = torch.tanh(from_input[..., 2 * h :] + reset * from_state[..., 2 * h :])
-    return GruSteps(
-        candidate + update * (d - candidate),
-        reset,
-        update,
-        to_candidate=(1 - update) * (1 - candidate.square()),
-        to_reset=from_state[..., 2 * h :] * reset * (1 - reset),
-        to_update=(d - candidate) * update * (1 - update),
-    )
-
-
-def add_gru_gradients(steps: GruSteps, to_next: Tensor, v: Tensor, d: Tensor, found: GruWeights) -> None:
-    """Add to the GRU's weight gradients, given that of every step's result (B, T - 1, H)."""
-    to_new = to_next * steps.to_candidate
-    to_gates = [to_new * steps.to_reset, to_next * steps.to_update]
-    to_input = torch.cat([*to_gates, to_new], dim=-1)
-    to_hidden = torch.cat([*to_gates, to_new * steps.reset], dim=-1)
-    found.gru_input.add_(outer(to_input, v))
-    found.gru_state.add_(outer(to_hidden, d))
-    found.gru_input_bias.add_(to_input.sum((0, 1)))
-    found.gru_state_bias.add_(to_hidden.sum((0, 1)))
-
-
-def reverse(
-    library: Library,
-    weights: GruWeights,
-    steps: GruSteps,
-    posterior_state: Tensor | None,
-    lengths: Tensor,
-    restarts: Tensor,
-    into_state: Tensor,
-    through_state: Tensor,
-    columns: list[Tensor],
-    links: list[Tensor],
-    after_restart: bool,
-) -> tuple[Tensor, Tensor]:
-    """The gradients that are handed from step to step, backwards.
-
-    With G the gradient of the belief at t + 1 and s its standard deviation times the noise, V that of v, D of d:
-
-        G = carried + into + (V, V s);  carried' = known + (share G.mean, share G.log_std - pull G.mean)
-        e = (rest G.mean, inside (rest G.log_std + pull G.mean)), of head Q's pre-activation
-        N = D where there is no restart + through + Q^T e;  V', D' from N through the GRU;  D' += into
-
-    Args:
-        library: the kernels.
-        weights: of the GRU.
-        steps: of the GRU.
-        posterior_state: head Q on the state (2Z, H), where e passes through it.
-        lengths: (B,).
-        restarts: whether the state after a step is d0 (B, T - 1).
-        into_state: added to D at each column (B, T, H).
-        through_state: added to N at each step (B, T - 1, H).
-        columns: into.mean, into.log_std, s; (B, T, Z).
-        links: share, pull, known.mean, known.log_std, rest, inside; (B, T - 1, Z).
-        after_restart: head Q sees the state after a restart, so that Q^T e belongs to D.
-
-    Returns:
-        G (B, T, 2Z) and D (B, T, H, without Q^T e) at every column; zeros at padded snippets.
-    """
-    batch, n_snippets, z = columns[0].shape
-    terms = torch.cat([torch.stack(columns, dim=2), pad(torch.stack(links, dim=2), (0, 0, 0, 0, 1, 0))], dim=2)
+def reverse(library: Library, recursion: Recursion) -> tuple[Tensor, Tensor]:
+    """Run a recursion; see `Recursion` and `Solve`."""
+    weights, into_state, lengths = recursion.weights, recursion.into_state, recursion.lengths
+    batch, n_snippets, h = into_state.shape
+    terms = recursion.terms()
+    z = terms.shape[-1]
     gb, gd = terms.new_zeros(batch, n_snippets, 2 * z), torch.zeros_like(into_state)
+    steps = recursion.steps or GruSteps(*(torch.zeros_like(into_state[:, 1:]) for _ in GruSteps._fields))
     tensors = {name: pad(term, (0, 0, 0, 1)).contiguous() for name, term in steps._asdict().items() if name != "d_next"}
     tensors |= {
         "gru_input": weights.gru_input,
         "gru_state": weights.gru_state,
-        "posterior_state": posterior_state,  # type: ignore[dict-item]
+        "posterior_state": recursion.posterior_state,  # type: ignore[dict-item]
         "lengths": lengths,
         "order": longest_first(lengths),
-        "restarts": pad(restarts, (1, 0)).contiguous(),
+        "restarts": pad(recursion.restarts, (1, 0)).contiguous(),
         "into_state": into_state.contiguous(),
-        "through_state": pad(through_state, (0, 0, 0, 1)).contiguous(),
+        "through_state": pad(recursion.through_state, (0, 0, 0, 1)).contiguous(),
         "belief_terms": terms,
         "belief_gradient": gb,
         "state_gradient": gd,
@@ -238,10 +150,10 @@ def reverse(
         batch=batch,
         snippets=n_snippets,
         latent_size=z,
-        state_size=into_state.shape[-1],
+        state_size=h,
         few=batch <= FEW_VIDEOS,
-        transition=posterior_state is not None,
-        after_restart=after_restart,
+        transition=recursion.posterior_state is not None,
+        after_restart=recursion.after_restart,
     )
     library.run("ahlm_cuda_reverse", arguments, into_state.device)
     return gb, gd

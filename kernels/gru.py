@@ -1,6 +1,8 @@
-"""The GRU cell of both scans."""
+"""The GRU cell of both scans, step by step and for all steps at once."""
 
 from __future__ import annotations
+
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -53,3 +55,61 @@ def gru_cell_backward(
     to_input = torch.cat([to_reset, to_update, to_new], dim=-1)
     to_state = torch.cat([to_reset, to_update, to_new * reset], dim=-1)
     return to_input @ input_weight, gradient * update + to_state @ state_weight, to_input, to_state
+
+
+def outer(gradient: Tensor, value: Tensor) -> Tensor:
+    """Gradient of a weight, summed over videos and steps."""
+    return gradient.flatten(0, 1).T @ value.flatten(0, 1)
+
+
+class GruWeights(Protocol):
+    """What both scans' weights have of the GRU."""
+
+    @property
+    def gru_input(self) -> Tensor: ...  # noqa: D102
+    @property
+    def gru_state(self) -> Tensor: ...  # noqa: D102
+    @property
+    def gru_input_bias(self) -> Tensor: ...  # noqa: D102
+    @property
+    def gru_state_bias(self) -> Tensor: ...  # noqa: D102
+
+
+class GruSteps(NamedTuple):
+    """All GRU steps of a scan, t = 0 .. T - 2, as far as their gradients need them; (B, T - 1, H) each."""
+
+    d_next: Tensor
+    reset: Tensor
+    update: Tensor
+    to_candidate: Tensor
+    to_reset: Tensor
+    to_update: Tensor
+
+
+def gru_steps(v: Tensor, d: Tensor, weights: GruWeights) -> GruSteps:
+    """The steps once more, from latents (B, T - 1, Z) and states (B, T - 1, H)."""
+    h = d.shape[-1]
+    from_input = v @ weights.gru_input.T + weights.gru_input_bias
+    from_state = d @ weights.gru_state.T + weights.gru_state_bias
+    reset, update = (from_input[..., : 2 * h] + from_state[..., : 2 * h]).sigmoid().chunk(2, dim=-1)
+    candidate = torch.tanh(from_input[..., 2 * h :] + reset * from_state[..., 2 * h :])
+    return GruSteps(
+        candidate + update * (d - candidate),
+        reset,
+        update,
+        to_candidate=(1 - update) * (1 - candidate.square()),
+        to_reset=from_state[..., 2 * h :] * reset * (1 - reset),
+        to_update=(d - candidate) * update * (1 - update),
+    )
+
+
+def add_gru_gradients(steps: GruSteps, to_next: Tensor, v: Tensor, d: Tensor, found: GruWeights) -> None:
+    """Add to the GRU's weight gradients, given that of every step's result (B, T - 1, H)."""
+    to_new = to_next * steps.to_candidate
+    to_gates = [to_new * steps.to_reset, to_next * steps.to_update]
+    to_input = torch.cat([*to_gates, to_new], dim=-1)
+    to_hidden = torch.cat([*to_gates, to_new * steps.reset], dim=-1)
+    found.gru_input.add_(outer(to_input, v))
+    found.gru_state.add_(outer(to_hidden, d))
+    found.gru_input_bias.add_(to_input.sum((0, 1)))
+    found.gru_state_bias.add_(to_hidden.sum((0, 1)))

@@ -1,4 +1,4 @@
-"""What the Triton kernels of both scans share: tiles of a matrix product, the GRU cell forward and in reverse.
+"""What the Triton kernels of both scans share: how they are cut, tiles of a matrix product, the GRU cell.
 
 A program runs a few videos from the first snippet to the last. States and latents are read back from the outputs, so
 that a product of any size goes through in tiles; the weights come from the L2 cache at every step.
@@ -6,7 +6,6 @@ that a product of any size goes through in tiles; the weights come from the L2 c
 
 from typing import Any, NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -35,10 +34,6 @@ class Launch(NamedTuple):
 
 # tensor cores want 16 rows; in fp32 every row costs. Chosen by registers and spills, untimed: see bench/resources.py
 FORWARD = {"fp32": Launch(4, 64, 16, 8), "fp16": Launch(16, 64, 64, 8)}
-REVERSE = {"fp32": Launch(4, 64, 16, 8), "fp16": Launch(16, 64, 32, 8)}
-
-# fp16's smallest numbers are too large for gradients; tf32 rounds as much and keeps fp32's range
-REVERSE_PRODUCTS = {"fp32": "ieee", "fp16": "tf32"}
 
 
 def padded(size: int) -> int:
@@ -167,77 +162,3 @@ def gru_step(v_ptr, d_ptr, next_ptr, mask, restart, input_ptr, state_ptr, input_
         following = candidate + sigmoid(update) * (d - candidate)
         following = tl.where(restart, tl.load(initial_ptr + h)[None, :], following)
         tl.store(next_ptr + h[None, :], following, mask=here)
-
-
-@triton.jit
-def add_gate_gradients(total, gates_ptr, mask, w_ptr, columns, THIRD: tl.constexpr, WIDTH: tl.constexpr,
-                       H: tl.constexpr, HP: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """Add to `total` what the gates' gradients give through W (3, HP, WIDTH); `THIRD`: which of them meets W[2]."""
-    for k in range(0, HP, DEPTH):
-        inner = k + tl.arange(0, DEPTH)
-        x = gates_ptr + inner[None, :]
-        here = mask & (inner < H)[None, :]
-        w = w_ptr + inner[:, None] * WIDTH + columns[None, :]
-        total = tl.dot(tl.load(x, mask=here, other=0.0), tl.load(w), total, input_precision=PRECISION)
-        w += HP * WIDTH
-        total = tl.dot(tl.load(x + H, mask=here, other=0.0), tl.load(w), total, input_precision=PRECISION)
-        w += HP * WIDTH
-        total = tl.dot(tl.load(x + THIRD * H, mask=here, other=0.0), tl.load(w), total, input_precision=PRECISION)
-    return total
-
-
-@triton.jit
-def add_head_gradients(total, g_ptr, mask, w_ptr, columns, Z: tl.constexpr, HP: tl.constexpr, ZP: tl.constexpr,
-                       DEPTH: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """Add to `total` what the gradient (rows, 2Z) of a head's pre-activation gives through W (2, ZP, HP)."""
-    for k in range(0, ZP, DEPTH):
-        inner = k + tl.arange(0, DEPTH)
-        x = g_ptr + inner[None, :]
-        here = mask & (inner < Z)[None, :]
-        w = w_ptr + inner[:, None] * HP + columns[None, :]
-        total = tl.dot(tl.load(x, mask=here, other=0.0), tl.load(w), total, input_precision=PRECISION)
-        total = tl.dot(tl.load(x + Z, mask=here, other=0.0), tl.load(w + ZP * HP), total, input_precision=PRECISION)
-    return total
-
-
-@triton.jit
-def gate_gradients(g, gates_ptr, d_ptr, g_d_ptr, h, mask, H: tl.constexpr):
-    """From the gradient of the next state: those of the gates in their place, and d's own share added at `g_d_ptr`.
-
-    The gates (4, H) are reset, update, candidate and W d + b of the candidate; their gradients are of the three
-    pre-activations, and last of W d + b.
-    """
-    at = gates_ptr + h[None, :]
-    reset, update = tl.load(at, mask=mask, other=0.0), tl.load(at + H, mask=mask, other=0.0)
-    candidate, from_state = tl.load(at + 2 * H, mask=mask, other=0.0), tl.load(at + 3 * H, mask=mask, other=0.0)
-    d = tl.load(d_ptr + h[None, :], mask=mask, other=0.0)
-    to_candidate = g * (1.0 - update) * (1.0 - candidate * candidate)
-    tl.debug_barrier()  # in place: every thread has read before one writes
-    tl.store(at, to_candidate * from_state * reset * (1.0 - reset), mask=mask)
-    tl.store(at + H, g * (d - candidate) * update * (1.0 - update), mask=mask)
-    tl.store(at + 2 * H, to_candidate, mask=mask)
-    tl.store(at + 3 * H, to_candidate * reset, mask=mask)
-    own = g_d_ptr + h[None, :]
-    tl.store(own, tl.load(own, mask=mask, other=0.0) + g * update, mask=mask)
-
-
-def gates(v: Tensor, d: Tensor, weights: Any) -> Tensor:
-    """Gates of all steps at once (..., 4, H), as `gate_gradients` wants them."""
-    from_input = v @ weights.gru_input.T + weights.gru_input_bias
-    from_state = d @ weights.gru_state.T + weights.gru_state_bias
-    input_reset, input_update, input_new = from_input.chunk(3, dim=-1)
-    state_reset, state_update, state_new = from_state.chunk(3, dim=-1)
-    reset, update = torch.sigmoid(input_reset + state_reset), torch.sigmoid(input_update + state_update)
-    return torch.stack([reset, update, torch.tanh(input_new + reset * state_new), state_new], dim=-2)
-
-
-def gru_weight_gradients(to_gates: Tensor, v: Tensor, d: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the GRU's weights and biases from those of the gates (..., 4, H): one product over all steps."""
-    to_input = to_gates[..., :3, :].flatten(-2).flatten(0, -2)
-    to_state = to_gates[..., [0, 1, 3], :].flatten(-2).flatten(0, -2)
-    return (
-        to_input.T @ v.reshape(-1, v.shape[-1]),
-        to_state.T @ d.reshape(-1, d.shape[-1]),
-        to_input.sum(0),
-        to_state.sum(0),
-    )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from .. import cuda
-from ..gaussian import Gaussian, kl, kl_backward, split, split_backward
+from ..gaussian import kl, split
 from ..padding import longest_first, real_only, snippet_mask
+from .linear_backward import snippet_linear_backward
 from .types import SnippetOutput, SnippetWeights
 
 _Snippets = cuda.structure(
@@ -82,7 +85,7 @@ def backward(
     precision: cuda.Precision = "fp32",
     library: cuda.Library | None = None,
 ) -> tuple[Tensor, Tensor, SnippetWeights]:
-    """`snippet_scan_reference_backward` with all that needs no order of steps done for all steps at once.
+    """`snippet_linear_backward` by CUDA.
 
     Args:
         gradients: see `snippet_scan_reference_backward`, like the rest; float32 and contiguous.
@@ -104,41 +107,7 @@ def backward(
     given = {f"gradients.{name}": tensor for name, tensor in gradients._asdict().items()}
     cuda.check(library, {**given, **weights._asdict(), "noise": noise}, torch.float32)
     cuda.check(library, {"lengths": lengths}, torch.int64)
-    real = snippet_mask(lengths, prior_stream.shape[1])
-    g_kl, g_latent, g_state, prior_stream, posterior_stream, noise = (
-        real_only(tensor, real) for tensor in (*gradients, prior_stream, posterior_stream, noise)
+    solve = partial(cuda.reverse, library)
+    return snippet_linear_backward(
+        solve, gradients, output, prior_stream, posterior_stream, weights, noise, change_points, lengths
     )
-    d = output.state
-    pre_prior = prior_stream + d @ weights.prior_state.T
-    pre_posterior = posterior_stream + d @ weights.posterior_state.T
-    posterior = split(pre_posterior)
-    from_kl, to_prior = kl_backward(posterior, split(pre_prior), g_kl)
-    to_pre_prior = split_backward(pre_prior, to_prior)
-    noise_std = posterior.log_std.exp() * noise
-    steps = cuda.gru_steps(output.latent[:, :-1], d[:, :-1], weights)
-    zeros, ones = torch.zeros_like(noise_std), torch.ones_like(noise_std)
-    inside = split_backward(pre_posterior, Gaussian(zeros, ones)).chunk(2, dim=-1)[1]
-    # a posterior owes nothing to the one before, and all of its gradient passes through head Q1
-    restarts = change_points[:, :-1] & real[:, 1:]
-    gb, gd = cuda.reverse(
-        library,
-        weights,
-        steps,
-        weights.posterior_state,
-        lengths,
-        restarts,
-        g_state + to_pre_prior @ weights.prior_state,
-        torch.zeros_like(d[:, :-1]),
-        [from_kl.mean + g_latent, from_kl.log_std + g_latent * noise_std, noise_std],
-        [term[:, 1:] for term in (zeros, zeros, zeros, zeros, ones, inside)],
-        after_restart=True,
-    )
-    to_pre_posterior = split_backward(pre_posterior, Gaussian(*gb.chunk(2, dim=-1)))
-    gd = gd + to_pre_posterior @ weights.posterior_state
-    to_next = torch.where(restarts[..., None], 0.0, gd[:, 1:])
-    found = SnippetWeights(*(torch.zeros_like(tensor) for tensor in weights))
-    found.initial_state.copy_(gd.sum((0, 1)) - to_next.sum((0, 1)))
-    found.prior_state.copy_(cuda.outer(to_pre_prior, d))
-    found.posterior_state.copy_(cuda.outer(to_pre_posterior, d))
-    cuda.add_gru_gradients(steps, to_next, output.latent[:, :-1], d[:, :-1], found)
-    return to_pre_prior, to_pre_posterior, found
