@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # On a machine with a GPU, without a network, in at most nine minutes: build, test, compute-sanitizer, times, a profile.
-# Every step runs whatever became of the others; FOLDER/gpu_NAME.json says how each went and what it found.
+# Every step runs whatever became of the others; FOLDER/gpu_NAME.json says how each went and what it found, and
+# gpu_NAME.log beside it what each printed.
 # Usage: bench/gpu.sh [FOLDER], by default bench/results.
 # PYTHON names an interpreter that has torch, the dependencies of ahlm and of its tests, scikit-build-core and pybind11.
 # Exit codes: 0, 1 a step failed, 3 no GPU.
@@ -35,21 +36,31 @@ step() { # NAME SECONDS COMMAND...: at most so long, and no longer than the nine
   fi
 }
 
-export PIP_DISABLE_PIP_VERSION_CHECK=1 PATH=$PATH:/usr/local/cuda/bin # where CUDA installs its compiler
+# a verdict of the self-check belongs to this run; a build from before nvcc was there remembers that it was not
+export PIP_DISABLE_PIP_VERSION_CHECK=1 AHLM_CACHE="$work/cache" PATH=$PATH:/usr/local/cuda/bin # where CUDA installs nvcc
+install=("$python" -m pip install --quiet --no-index --no-deps --no-build-isolation --force-reinstall
+  --config-settings=build-dir="$work/build" .)
 cuda=AUTO # without nvcc there are the Triton kernels to measure
 command -v nvcc > /dev/null && cuda=ON
-# a folder of its own: a build from before nvcc was there remembers that it was not
-step build 150 env AHLM_CUDA=$cuda "$python" -m pip install --quiet --no-index --no-deps --no-build-isolation \
-  --force-reinstall --config-settings=build-dir="$work/build" .
+step build 150 env AHLM_CUDA=$cuda "${install[@]}"
+if ! (cd "$work" && "$python" -c 'import ahlm' 2> /dev/null); then
+  step build_without_cuda 60 env AHLM_CUDA=OFF "${install[@]}"
+fi
 step resources 30 "$python" bench/gpu_scan.py resources --output "$work/resources.json"
-step card 50 "$python" -m pytest -q -k on_the_card tests/kernels
-step triton 90 "$python" -m pytest -v tests/kernels/triton_scans.py
+# skipped tests end well too, so first: is there something to test
+step card 50 bash -c '"$0" -c "import sys; from ahlm.kernels import cuda; sys.exit(not cuda.available())" &&
+  "$0" -m pytest -v -W default -k on_the_card tests/kernels/test_cuda_*.py' "$python"
+for part in baselines cuda triton; do
+  step "times_$part" 90 "$python" bench/gpu_scan.py $part --output "$work/times_$part.json"
+done
+for part in steps profile; do
+  step $part 60 "$python" bench/gpu_scan.py $part --output "$work/$part.json"
+done
 for tool in memcheck synccheck; do
-  step "$tool" 45 compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" bench/gpu_scan.py small \
+  step $tool 45 compute-sanitizer --tool $tool --error-exitcode 9 "$python" bench/gpu_scan.py small \
     --output "$work/small.json"
 done
-step times 200 "$python" bench/gpu_scan.py times --output "$work/times.json"
-step profile 90 "$python" bench/gpu_scan.py profile --output "$work/profile.json"
+step triton 90 "$python" -m pytest -v -W default tests/kernels/triton_scans.py
 
 driver=$(timeout 10 nvidia-smi --query-gpu=driver_version --format=csv,noheader 2> /dev/null)
 "$python" - "$work" "$folder" "$driver" << 'PY' || failed=1
@@ -70,11 +81,19 @@ with open(work / "steps.tsv") as file:
         log = work / f"{name}.log"
         lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
         result["steps"][name] = {"exit_code": int(code), "seconds": int(seconds), "last_lines": lines[-5:]}
-for part in ("resources", "times", "profile"):
-    if (work / f"{part}.json").is_file():
-        result |= json.loads((work / f"{part}.json").read_text())
+def of(part):
+    path = work / f"{part}.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+result["resources"] = of("resources")
+result["times"] = [row for part in ("baselines", "cuda", "triton") for row in of(f"times_{part}") or []]
+result["training_step_ms"], result["training_step"] = of("steps"), of("profile")
 path = pathlib.Path(sys.argv[2]) / f"gpu_{re.sub('[^a-z0-9]+', '_', card.name.lower()).strip('_')}.json"
 path.write_text(json.dumps(result, indent=1) + "\n")
+with path.with_suffix(".log").open("w") as all_logs:
+    for log in sorted(work.glob("*.log"), key=lambda log: log.stat().st_mtime):
+        all_logs.write(f"== {log.stem}\n{log.read_text(errors='replace')}\n")
 print(path)
 PY
 exit "$failed"

@@ -1,24 +1,24 @@
-"""The change-point scan on a GPU against cuDNN's `nn.GRU(64, 256)` and the eager loop, by CUDA events.
+"""The scans on a GPU against cuDNN's `nn.GRU(64, 256)` and the eager loop, by CUDA events.
 
-`gpu.sh` runs its parts one by one, so that one that fails loses nothing but itself.
+`gpu.sh` runs its parts one by one, so that one that fails loses nothing but itself; each row is on the disk before the
+next begins.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
+import numpy as np
 import torch
 from torch import Tensor
 
-from ahlm.config import Config
-from ahlm.data.synthetic import demo_dataset
 from ahlm.files import write_json
 from ahlm.kernels.change_point_scan import ScanOutput, ScanRules, ScanStreams, ScanWeights, change_point_scan
 from ahlm.kernels.change_point_scan import fused_cuda as fused
@@ -26,7 +26,6 @@ from ahlm.kernels.compiled import gpu_module
 from ahlm.kernels.cuda import FEW_VIDEOS, installed
 from ahlm.kernels.snippet_scan import SnippetOutput, SnippetWeights, snippet_scan
 from ahlm.kernels.snippet_scan import fused_cuda as fused_snippets
-from ahlm.train import Trainer, new_model
 
 Z, H = 64, 256
 READINGS = {
@@ -36,15 +35,15 @@ READINGS = {
 DEVICE = torch.device("cuda")
 
 
-def inputs(rules: ScanRules, batch: int, n: int) -> dict[str, Any]:
-    """Seeded, ragged, on the device."""
+def inputs(rules: ScanRules, batch: int, n: int, ragged: bool = False) -> dict[str, Any]:
+    """Seeded, on the device."""
     generator = torch.Generator(DEVICE).manual_seed(0)
 
     def draw(*shape: int, scale: float = 1.0) -> Tensor:
         return scale * torch.randn(*shape, generator=generator, device=DEVICE)
 
-    literal = rules.change_prior == "full"
-    streams = [draw(batch, n, 2 * Z) if wanted else None for wanted in (True, literal, literal)]
+    wanted = (True, rules.uses_prior, rules.uses_posterior)
+    streams = [draw(batch, n, 2 * Z) if there else None for there in wanted]
     small = H**-0.5
     weights = ScanWeights(
         draw(3 * H, Z, scale=small),
@@ -52,12 +51,13 @@ def inputs(rules: ScanRules, batch: int, n: int) -> dict[str, Any]:
         draw(3 * H, scale=0.1),
         draw(3 * H, scale=0.1),
         draw(2 * Z, H, scale=small),
-        None if literal else draw(2 * Z, scale=0.1),
-        draw(2 * Z, H, scale=small) if literal else None,
+        None if rules.change_prior == "full" else draw(2 * Z, scale=0.1),
+        draw(2 * Z, H, scale=small) if rules.uses_posterior else None,
         draw(H),
     )
     lengths = torch.full((batch,), n, device=DEVICE)
-    lengths[1::2] = max(1, n // 2)
+    if ragged:
+        lengths[1::2] = max(1, n // 2)
     return {
         "streams": ScanStreams(*streams),  # type: ignore[arg-type]
         "weights": weights,
@@ -65,6 +65,21 @@ def inputs(rules: ScanRules, batch: int, n: int) -> dict[str, Any]:
         "noise": draw(batch, n, Z),
         "lengths": lengths,
         "forced_changes": None,
+    }
+
+
+def snippet_inputs(batch: int, n: int, ragged: bool = False) -> dict[str, Any]:
+    """Those of the literal reading, with a change at every tenth snippet."""
+    given = inputs(READINGS["literal"], batch, n, ragged)
+    streams, weights = given["streams"], given["weights"]
+    heads = (weights.prior_state, weights.posterior_state, weights.initial_state)
+    changes = (torch.arange(n, device=DEVICE) % 10 == 9).expand(batch, n).contiguous()
+    rest = {"noise": given["noise"], "change_points": changes, "lengths": given["lengths"]}
+    return {
+        "prior_stream": streams.prior,
+        "posterior_stream": streams.posterior,
+        "weights": SnippetWeights(*weights[:4], *heads),
+        **rest,
     }
 
 
@@ -90,150 +105,173 @@ def attempt(run: Callable[[], Any], repeats: int) -> dict[str, Any]:
         return {"error": str(error)[:300]}
 
 
-def with_backward(run: Callable[[], Tensor], leaves: list[Tensor]) -> Callable[[], Any]:
-    """The same and its gradients."""
-    return lambda: torch.autograd.grad(run(), leaves)
+class Times:
+    """Rows of one part, written down one by one."""
 
+    def __init__(self, part: str, batch: int, n: int, repeats: int, keep: Callable[[dict[str, Any]], None]) -> None:
+        self.part, self.batch, self.n, self.repeats, self.keep = part, batch, n, repeats, keep
 
-def kernels(scan: str) -> Iterator[tuple[str, Any, str]]:
-    """Name, module and precision of every kernel of a scan."""
-    for kernel in ("cuda", "triton"):
-        for precision in ("fp32", "fp16"):
-            yield f"{kernel} {precision}", gpu_module(kernel, scan), precision
-
-
-def measure(batch: int, n: int, repeats: int) -> list[dict[str, Any]]:
-    """A row an implementation, reading and direction."""
-    rows = []
-
-    def add(name: str, reading: str, direction: str, run: Callable[[], Any], times: int = repeats) -> None:
-        found = attempt(run, times)
+    def add(self, name: str, reading: str, direction: str, run: Callable[[], Any], **more: Any) -> None:
+        """Measure a call; `more` stands in its row."""
+        found = attempt(run, 2 if name.startswith("eager") else self.repeats)
         if "min_ms" in found:
-            found["us_per_step"] = 1e3 * found["min_ms"] / n
-        rows.append({"what": name, "reading": reading, "direction": direction, "batch": batch, "snippets": n, **found})
-        print(rows[-1], flush=True)
+            found["us_per_step"] = 1e3 * found["min_ms"] / self.n
+        row = {"what": name, "reading": reading, "direction": direction, "batch": self.batch, "snippets": self.n}
+        self.keep({**row, **found, **more})
 
-    for dtype in (torch.float32, torch.float16):
+    def measure(self) -> None:
+        """`nn.GRU` and the eager loops, or the kernels `triton` or `cuda` of both scans."""
+        if self.part == "baselines":
+            for name, dtype, tf32 in (
+                ("nn.GRU fp32", torch.float32, False),
+                ("nn.GRU tf32", torch.float32, True),
+                ("nn.GRU fp16", torch.float16, False),
+            ):
+                torch.backends.cudnn.allow_tf32 = tf32
+                self.gru(name, dtype)
+        for reading, rules in READINGS.items():
+            self.change_points(reading, rules)
+        self.snippets()
+
+    def gru(self, name: str, dtype: torch.dtype) -> None:
+        """What a user would take instead."""
         gru = torch.nn.GRU(Z, H, batch_first=True).to(DEVICE, dtype)
-        x = torch.randn(batch, n, Z, device=DEVICE, dtype=dtype, requires_grad=True)
-        name = f"nn.GRU {str(dtype).removeprefix('torch.')}"
+        x = torch.randn(self.batch, self.n, Z, device=DEVICE, dtype=dtype, requires_grad=True)
         with torch.inference_mode():
-            add(name, "-", "forward", lambda gru=gru, x=x: gru(x))
-        both = with_backward(lambda gru=gru, x=x: gru(x)[0].sum(), [x, *gru.parameters()])  # type: ignore[misc]
-        add(name, "-", "forward + backward", both)
-    for reading, rules in READINGS.items():
-        given = inputs(rules, batch, n)
+            self.add(name, "-", "forward", lambda: gru(x))
+        leaves = [x, *gru.parameters()]
+        self.add(name, "-", "forward + backward", lambda: torch.autograd.grad(gru(x)[0].sum(), leaves))
+
+    def change_points(self, reading: str, rules: ScanRules) -> None:
+        """The change-point scan in one reading."""
+        given = inputs(rules, self.batch, self.n)
         eager = partial(change_point_scan, **given, backend="reference")
-        expected = eager()
-        if batch <= 64:
-            add("eager", reading, "forward", eager, 2)
-        ones = ScanOutput(expected[0], *(torch.ones_like(value) for value in expected[1:]))
+        if self.part == "baselines":
+            if self.batch <= 64:
+                self.add("eager", reading, "forward", eager)
+            return
+        kernel, expected = gpu_module(self.part, "change_point_scan"), eager().change_points
         known = {name: value for name, value in given.items() if name != "forced_changes"}
-        for name, kernel, precision in kernels("change_point_scan"):
+        for precision in ("fp32", "fp16"):
             forward = partial(kernel.forward, **given, precision=precision)
-            add(name, reading, "forward", forward)
-            if "error" not in rows[-1]:
-                differ = (forward().change_points != expected.change_points).sum().item()
-                rows[-1] |= {"decisions": int(given["lengths"].sum()), "decisions_that_differ": differ}
-            if name != "cuda fp16":  # its reverse is that of fp32
-                add(name, reading, "backward", partial(kernel.backward, ones, expected, **known, precision=precision))
-    given = snippet_inputs(batch, n)
-    eager = partial(snippet_scan, **given, backend="reference")
-    output = eager()
-    if batch <= 64:
-        add("eager snippets", "-", "forward", eager, 2)
-    ones = SnippetOutput(*map(torch.ones_like, output))
-    for name, kernel, precision in kernels("snippet_scan"):
-        add(f"{name} snippets", "-", "forward", partial(kernel.forward, **given, precision=precision))
-        if name != "cuda fp16":
-            backward = partial(kernel.backward, ones, output, **given, precision=precision)
-            add(f"{name} snippets", "-", "backward", backward)
-    return rows
 
+            def both(forward: Any = forward, precision: str = precision) -> Any:
+                output = forward()
+                ones = ScanOutput(output[0], *map(torch.ones_like, output[1:]))
+                return kernel.backward(ones, output, **known, precision=precision)
 
-def snippet_inputs(batch: int, n: int) -> dict[str, Any]:
-    """Those of the literal reading, with a change at every tenth snippet."""
-    given = inputs(READINGS["literal"], batch, n)
-    streams, weights = given["streams"], given["weights"]
-    heads = (weights.prior_state, weights.posterior_state, weights.initial_state)
-    changes = (torch.arange(n, device=DEVICE) % 10 == 9).expand(batch, n).contiguous()
-    rest = {"noise": given["noise"], "change_points": changes, "lengths": given["lengths"]}
-    return {
-        "prior_stream": streams.prior,
-        "posterior_stream": streams.posterior,
-        "weights": SnippetWeights(*weights[:4], *heads),
-        **rest,
-    }
+            try:
+                differ = int((forward().change_points != expected).sum())
+            except (RuntimeError, ValueError):  # `add` says what
+                differ = None
+            counts = {"decisions": expected.numel(), "decisions_that_differ": differ}
+            self.add(f"{self.part} {precision}", reading, "forward", forward, **counts)
+            self.add(f"{self.part} {precision}", reading, "forward + backward", both)
+
+    def snippets(self) -> None:
+        """The snippet scan."""
+        given = snippet_inputs(self.batch, self.n)
+        if self.part == "baselines":
+            if self.batch <= 64:
+                self.add("eager snippets", "-", "forward", partial(snippet_scan, **given, backend="reference"))
+            return
+        kernel = gpu_module(self.part, "snippet_scan")
+        for precision in ("fp32", "fp16"):
+            forward = partial(kernel.forward, **given, precision=precision)
+
+            def both(forward: Any = forward, precision: str = precision) -> Any:
+                output = forward()
+                ones = SnippetOutput(*map(torch.ones_like, output))
+                return kernel.backward(ones, output, **given, precision=precision)
+
+            self.add(f"{self.part} {precision} snippets", "-", "forward", forward)
+            self.add(f"{self.part} {precision} snippets", "-", "forward + backward", both)
 
 
 def small() -> None:
     """Small cases, forward and reverse, for compute-sanitizer; the kernels for few videos and those for many."""
     for batch in (10, FEW_VIDEOS + 4):
         for rules in READINGS.values():
-            given = inputs(rules, batch, 6)
+            given = inputs(rules, batch, 6, ragged=True)
             for precision in ("fp32", "fp16"):
                 output = fused.forward(**given, precision=precision)  # type: ignore[arg-type]
             gradients = ScanOutput(output[0], *(torch.ones_like(value) for value in output[1:]))
             fused.backward(gradients, output, *(given[k] for k in ("streams", "weights", "rules", "noise", "lengths")))
-        snippets = snippet_inputs(batch, 6)
+        snippets = snippet_inputs(batch, 6, ragged=True)
         for precision in ("fp32", "fp16"):
             found = fused_snippets.forward(**snippets, precision=precision)
         fused_snippets.backward(found, found, **snippets)
     torch.cuda.synchronize()
 
 
-def step_times(repeats: int) -> dict[str, Any]:
-    """A training step at the default sizes with each kernel of the scans, or why the self-check refused it."""
-    config, dataset, found = Config(), demo_dataset("train"), {}
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.filterwarnings("error", message="the .* kernel is off")
-        for backend in ("reference", "triton", "cuda"):
-            patch.setenv("AHLM_BACKEND", backend)
-            trainer = Trainer(new_model(dataset, config), dataset, config, str(DEVICE))
-            found[backend] = attempt(trainer.train_step, 2 if backend == "reference" else repeats)
-            print(backend, found[backend], flush=True)
-    return found
+def trainer(n_snippets: int = 800, n_features: int = 2048, config: Any = None) -> Any:
+    """A trainer at the default sizes, on synthetic videos long enough for them."""
+    from ahlm.config import Config
+    from ahlm.data.dataset import FeatureDataset, Video
+    from ahlm.timeline import FeatureSpec
+    from ahlm.train import Trainer, new_model
+
+    rng = np.random.default_rng(0)
+    classes = tuple(f"class {c}" for c in range(20))
+    videos = [
+        Video(f"v{i}", rng.normal(size=(n_snippets, n_features)).astype(np.float32), (classes[i % 20],))
+        for i in range(32)
+    ]
+    dataset, config = FeatureDataset(videos, classes, FeatureSpec()), config or Config()
+    return Trainer(new_model(dataset, config), dataset, config, str(DEVICE))
 
 
-def profile(device: str) -> dict[str, Any]:
-    """Where one training step at the default sizes spends its time, on the demo's videos."""
-    config, dataset = Config(), demo_dataset("train")
-    trainer = Trainer(new_model(dataset, config), dataset, config, device)
-    trainer.train_step()
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if device == "cuda":
-        trainer.train_step()
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
+def step_times(repeats: int, keep: Callable[[dict[str, Any]], None], **options: Any) -> None:
+    """A training step with each kernel of the scans, or why the self-check refused it."""
+    warnings.filterwarnings("error", message="the .* kernel is off")
+    for backend in ("triton", "cuda", "reference"):
+        os.environ["AHLM_BACKEND"] = backend
+        step = trainer(**options).train_step
+        keep({"backend": backend, **attempt(step, 2 if backend == "reference" else repeats)})
+
+
+def profile() -> dict[str, Any]:
+    """Where one training step spends its time."""
+    stepping = trainer()
+    for _ in range(2):
+        stepping.train_step()
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profiler:
-        trainer.train_step()
-    key = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
-    events = sorted(profiler.key_averages(), key=lambda event: -getattr(event, key))[:25]
-    return {event.key: {"us": getattr(event, key), "calls": event.count} for event in events}
+        stepping.train_step()
+    events = sorted(profiler.key_averages(), key=lambda event: -event.self_device_time_total)[:25]
+    return {event.key: {"us": event.self_device_time_total, "calls": event.count} for event in events}
 
 
 def main() -> None:
     """One part, its result in a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["small", "resources", "times", "profile"])
+    parser.add_argument("part", choices=["small", "resources", "baselines", "triton", "cuda", "steps", "profile"])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64, 512, 4096])
     parser.add_argument("--snippets", type=int, default=750)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+
+    def keep(row: dict[str, Any]) -> None:
+        print(row, flush=True)
+        rows.append(row)
+        write_json(options.output, rows)
+
     if options.part == "small":
         small()
     elif options.part == "resources":
         library = installed()
         if library is None:
             raise SystemExit("the CUDA kernels are not installed")
-        write_json(options.output, {"resources": library.resources(DEVICE)})
+        write_json(options.output, library.resources(DEVICE))
+    elif options.part == "steps":
+        step_times(options.repeats, keep)
     elif options.part == "profile":
-        write_json(options.output, {"training_step_ms": step_times(options.repeats), "training_step": profile("cuda")})
+        write_json(options.output, profile())
     else:
-        rows: list[dict[str, Any]] = []
         for batch in options.batches:
-            rows += measure(batch, options.snippets, options.repeats)
-            write_json(options.output, {"times": rows})  # what was measured stays, should a larger batch fail
+            Times(options.part, batch, options.snippets, options.repeats, keep).measure()
 
 
 if __name__ == "__main__":

@@ -17,10 +17,10 @@ pytestmark = pytest.mark.skipif(not SCRIPT.is_file() or os.name != "posix", reas
 # says that there is a GPU; its pip fails, its pytest does not, its benchmarks write or fail
 STAND_IN = """#!/bin/sh
 case "$*" in
-  "-m pip"*) echo "no compiler"; exit 1;;
-  "-m pytest"*) exit 0;;
+  "-m pip"*|"-c import ahlm") echo "no compiler"; exit 1;;
+  "-m pytest"*|"-c import sys; from ahlm"*) exit 0;;
   *"profile --output"*) exit 1;;
-  *"times --output"*) echo '{"times": [1]}' > "$4"; exit 0;;
+  *"triton --output"*) echo '[{"what": "triton"}]' > "$4"; exit 0;;
   bench/*) exit 0;;
 esac
 PYTHONPATH=FOLDER exec PYTHON "$@"
@@ -34,22 +34,26 @@ __version__ = "0"
 
 # the measurements on the CPU: Triton interpreted, CUDA's kernels an error in each of their rows
 MEASURE = """
-import json, runpy, sys, time
+import json, runpy, sys
 import torch
 from ahlm.config import ClassifierConfig, Config, DetectorConfig
 
 script = runpy.run_path(sys.argv[1])
-names = script["measure"].__globals__
+names = script["inputs"].__globals__
+rows = []
 
 def once(run, repeats):
     run()
     return {"min_ms": 1.0, "median_ms": 1.0}
 
+names.update(DEVICE=torch.device("cpu"), Z=16, H=16, milliseconds=once)
+for part in ("baselines", "triton", "cuda"):
+    script["Times"](part, 2, 4, 1, rows.append).measure()
 detector = DetectorConfig(crop=9, width=32, state_size=16, latent_size=8)
 config = Config(detector=detector, classifier=ClassifierConfig(n_snippets=9))
-names.update(DEVICE=torch.device("cpu"), Z=16, H=16, milliseconds=once, Config=lambda: config)
-rows = script["measure"](2, 4, 1)
-print(json.dumps([rows, script["step_times"](1)]))
+steps = []
+script["step_times"](1, steps.append, n_snippets=9, n_features=8, config=config)
+print(json.dumps([rows, steps]))
 """
 
 
@@ -80,31 +84,35 @@ def test_a_step_that_fails_loses_no_other(tmp_path: Path) -> None:
     result = json.loads((tmp_path / "results" / "gpu_some_card_80gb.json").read_text())
     codes = {name: step["exit_code"] for name, step in result["steps"].items()}
     assert codes["build"] == codes["profile"] == 1
-    assert codes["card"] == codes["triton"] == codes["times"] == codes["resources"] == 0
+    assert codes["build_without_cuda"] == 1
+    assert codes["card"] == codes["triton"] == codes["times_triton"] == codes["resources"] == 0
     assert result["steps"]["build"]["last_lines"] == ["no compiler"]
-    assert result["times"] == [1]
+    assert result["times"] == [{"what": "triton"}]
+    assert "== build\nno compiler" in (tmp_path / "results" / "gpu_some_card_80gb.log").read_text()
     assert "no compiler" in done.stdout
 
 
-def test_every_row_of_the_measurements() -> None:
+def test_every_row_of_the_measurements(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, SCRIPT.with_name("gpu_scan.py")],
-        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "AHLM_CACHE": str(tmp_path)},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
     rows, steps = json.loads(done.stdout.splitlines()[-1])
-    failed = [row for row in rows if "error" in row and not row["what"].startswith("cuda")]
-    assert failed == []
-    kernels = {f"{kernel} {precision}" for kernel in ("cuda", "triton") for precision in ("fp32", "fp16")}
+    no_card = {row["error"].split(" must ")[1] for row in rows if row["what"].startswith("cuda") and "error" in row}
+    assert no_card <= {"be on cuda, got cpu"}
+    assert [row for row in rows if "error" in row and not row["what"].startswith("cuda")] == []
+    kernels = [f"{kernel} {precision}" for kernel in ("cuda", "triton") for precision in ("fp32", "fp16")]
+    kernels += ["nn.GRU fp32", "nn.GRU tf32", "nn.GRU fp16", *(f"{kernel} snippets" for kernel in kernels)]
     forward = {row["what"] for row in rows if row["direction"] == "forward"}
-    assert kernels | {f"{kernel} snippets" for kernel in kernels} | {"eager", "nn.GRU float16"} <= forward
-    backward = {row["what"] for row in rows if row["direction"] == "backward"}
-    assert backward == {*kernels, *(f"{kernel} snippets" for kernel in kernels)} - {"cuda fp16", "cuda fp16 snippets"}
+    assert forward == {*kernels, "eager", "eager snippets"}
+    assert {row["what"] for row in rows if row["direction"] == "forward + backward"} == set(kernels)
     interpreted = [row for row in rows if row["what"] == "triton fp32" and row["direction"] == "forward"]
     assert [row["decisions_that_differ"] for row in interpreted] == [0, 0]
-    assert steps["reference"]["min_ms"] == 1.0
-    assert set(steps) == {"reference", "triton", "cuda"}
+    assert [step["backend"] for step in steps] == ["triton", "cuda", "reference"]
+    assert "min_ms" in steps[0]
+    assert "min_ms" in steps[2]
