@@ -5,6 +5,8 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
+#include <mutex>
 #include <numeric>
 #include <system_error>
 #include <thread>
@@ -59,15 +61,23 @@ struct Groups {
 // AP from the ranks, rising, of the correct ones among the ranked; `terms` is scratch
 double interpolated_ap(const std::size_t* hits, std::size_t n_hits, std::size_t n_positive, std::vector<double>& terms);
 
-// work(scratch, i) for i in [0, n), each once, on several threads; make() gives each thread its scratch
+// work(scratch, i) for i in [0, n), each once, on several threads; make() gives each thread its scratch. The first
+// exception of any of them, no memory perhaps, is thrown again here.
 template <typename Make, typename Work>
 void parallel(std::size_t n, unsigned n_threads, const Make& make, const Work& work) {
   std::atomic<std::size_t> next{0};
+  std::exception_ptr failure;
+  std::once_flag failed;
   const auto run = [&] {
-    auto scratch = make();
-    for (std::size_t i = next++; i < n; i = next++) work(scratch, i);
+    try {
+      auto scratch = make();
+      for (std::size_t i = next++; i < n; i = next++) work(scratch, i);
+    } catch (...) {
+      std::call_once(failed, [&] { failure = std::current_exception(); });
+    }
   };
   std::vector<std::thread> threads;
+  threads.reserve(n_threads);
   try {
     for (unsigned t = 1; t < n_threads && t < n; ++t) threads.emplace_back(run);
   } catch (const std::system_error&) {
@@ -75,6 +85,7 @@ void parallel(std::size_t n, unsigned n_threads, const Make& make, const Work& w
   }
   run();
   for (auto& thread : threads) thread.join();
+  if (failure) std::rethrow_exception(failure);
 }
 
 }  // namespace ahlm

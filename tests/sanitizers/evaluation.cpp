@@ -1,6 +1,7 @@
 // Random, degenerate and tied inputs through all of the evaluator's core, for a build with sanitizers.
 #include <cmath>
 #include <cstdio>
+#include <new>
 #include <random>
 #include <vector>
 
@@ -77,6 +78,16 @@ int main() {
     const auto kept =
         ahlm::suppress(detections, 0.5, round % 3 ? 0.3 : -1.0, round % 5 ? 0.05 : -10.0, round % 2, softened.data());
     if (kept.size() > n) return std::printf("%zu of %zu kept\n", kept.size(), n), 1;
+  }
+  for (const unsigned threads : {1u, 3u}) {
+    const auto work = [](int, std::size_t i) {
+      if (i % 7 == 3) throw std::bad_alloc();
+    };
+    try {
+      ahlm::parallel(50, threads, [] { return 0; }, work);
+      return std::printf("an exception of %u threads was lost\n", threads), 1;
+    } catch (const std::bad_alloc&) {
+    }
   }
   return 0;
 }
