@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from ahlm.arguments import load_recipe
 from ahlm.checkpoint import Checkpoint
-from ahlm.config import Config, RefinementConfig
+from ahlm.config import Config
 from ahlm.data.dataset import FeatureDataset, open_dataset
 from ahlm.evaluation import Result, evaluate
-from ahlm.infer import Predictor, VideoAnalysis, predict, true_edges
-from ahlm.localization import refine_change_points
+from ahlm.infer import Predictor, VideoAnalysis, predict
 from ahlm.train import Trainer, new_model
 
 pytestmark = pytest.mark.slow
@@ -72,17 +70,3 @@ def test_change_points(trained: tuple[str, Predictor, FeatureDataset, list[Video
     detected = result.change_points["detected"]["1"]
     assert detected["f1"] >= FLOORS[name]["f1"]
     assert detected["rate"] <= HIGHEST_RATE[name] * detected["true_rate"]
-
-
-def test_share_of_true_boundaries_that_the_lcs_step_deletes(
-    trained: tuple[str, Predictor, FeatureDataset, list[VideoAnalysis]],
-) -> None:
-    name, _, dataset, _ = trained
-    before = after = 0
-    for i in range(len(dataset)):
-        edges = true_edges(dataset, i)
-        before += len(edges)
-        after += len(refine_change_points(dataset.features(i), edges, RefinementConfig()))
-    share = 1 - after / before
-    expected = {"ucf15": 0.13, "hapt": 0.02}[name]
-    assert share == pytest.approx(expected, abs=0.02), np.round(share, 3)

@@ -183,6 +183,11 @@ def test_every_reading_in_half_precision(emulated: cuda.Library, rules: ScanRule
     inputs = case(rules._replace(**{k: v for k, v in rest.items() if k != "noise"}), **sizes)
     inputs |= {"noise": None} if "noise" in rest else {}
     emulated.calls.ahlm_emulation_seed(ctypes.c_uint64(2))
+    check_half(emulated, inputs)
+
+
+def check_half(emulated: cuda.Library, inputs: dict[str, Any]) -> None:
+    """The fp16 forward."""
     expected = change_point_scan(**inputs, backend="reference")
     own = fused.forward(**inputs, precision="fp16", library=emulated)
     assert (own.change_points != expected.change_points).sum() <= 1
@@ -249,7 +254,7 @@ def test_at_the_size_of_the_device(
         emulated.calls.ahlm_emulation_seed(ctypes.c_uint64(seed))
         check_forward(emulated, inputs)
         check_backward(emulated, inputs)
-    fused.forward(**inputs, precision="fp16", library=emulated)
+    check_half(emulated, inputs)
 
 
 @pytest.mark.slow

@@ -67,11 +67,14 @@ def test_against_the_reference(
     check(emulated, case(**size))
 
 
-def test_no_schedule_changes_a_bit(emulated: cuda.Library) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_no_schedule_changes_a_bit(emulated: cuda.Library, precision: Any) -> None:
     results = []
     for seed in range(8):
         emulated.calls.ahlm_emulation_seed(ctypes.c_uint64(seed))
-        results.append(check(emulated, case()))
+        results.append(fused.forward(**case(), precision=precision, library=emulated))
+        if precision == "fp32":
+            check(emulated, case())
     for result in results[1:]:
         for value, first in zip(result, results[0], strict=True):
             assert torch.equal(value, first)
@@ -95,6 +98,7 @@ def test_half_precision(emulated: cuda.Library) -> None:
     output = fused.forward(**case(), precision="fp16", library=emulated)
     torch.testing.assert_close(output.latent, expected.latent, rtol=0, atol=5e-2)
     torch.testing.assert_close(output.state, expected.state, rtol=0, atol=1e-2)
+    torch.testing.assert_close(output.kl, expected.kl, rtol=2e-2, atol=2e-1)
 
 
 @pytest.mark.slow

@@ -125,6 +125,9 @@ def test_finds_what_is_wrong(kernel: Kernel, message: str) -> None:
     found = check.mismatch(kernel, ScanRules(), 5, 8, "fp32", CPU)
     assert found is not None
     assert message in found
+
+
+def test_finds_what_is_wrong_with_the_snippet_scan() -> None:
     assert "posterior_stream is off" in str(snippet_check.mismatch(WrongSnippet(), 5, 8, "fp32", CPU))
 
 

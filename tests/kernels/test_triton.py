@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from ahlm.kernels import cuda
 from ahlm.kernels.change_point_scan import ScanStreams, ScanWeights, change_point_scan
 from ahlm.kernels.compiled import candidates
 
@@ -89,3 +90,15 @@ def test_order_on_a_gpu(wanted: str, expected: tuple[str, ...], monkeypatch: pyt
     monkeypatch.setenv("AHLM_BACKEND", wanted)
     on_gpu: Any = OnGpu()
     assert candidates(on_gpu) == expected
+
+
+def test_cuda_before_triton_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnGpu:
+        device, dtype = torch.device("cuda"), torch.float32
+
+    on_gpu: Any = OnGpu()
+    monkeypatch.setenv("AHLM_BACKEND", "cuda")
+    monkeypatch.setattr(cuda, "installed", lambda: object())
+    for fits, expected in ((True, ("cuda", "triton")), (False, ("triton",))):
+        monkeypatch.setattr(cuda, "available", lambda device, fits=fits: fits)
+        assert candidates(on_gpu) == expected
