@@ -112,14 +112,11 @@ def pandas_style(truth: Instances, found: Instances, n_classes: int, tious: tupl
     return ap
 
 
-def seconds(function: Callable[[], Any], times: int) -> tuple[float, float]:
-    """Least and median."""
-    taken = []
-    for _ in range(times):
-        start = time.perf_counter()
-        function()
-        taken.append(time.perf_counter() - start)
-    return min(taken), float(np.median(taken))
+def seconds(function: Callable[[], Any]) -> float:
+    """Of one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
 
 
 @pytest.fixture(autouse=True)
@@ -140,9 +137,9 @@ def test_from_arrays(benchmark: Any, record: Any, name: str, size: tuple[Any, ..
     benchmark(ours)
     turns: tuple[list[float], ...] = ([], [], [])
     for _ in range(5):  # in turns, so that a busy machine is busy for all
-        turns[0].append(seconds(lambda: numpy_loop(truth, found, n_classes, tious), 1)[0])
-        turns[1].append(seconds(ours, 5)[0])
-        turns[2].append(seconds(lambda: ours(1), 5)[0])
+        turns[0].append(seconds(lambda: numpy_loop(truth, found, n_classes, tious)))
+        turns[1].append(seconds(ours))
+        turns[2].append(seconds(lambda: ours(1)))
     loop, core, one = ((min(times), float(np.median(times))) for times in turns)
     figures: dict[str, Any] = {
         "videos, classes, instances, predictions": [n_videos, n_classes, n_truth, n_found],

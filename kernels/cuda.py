@@ -67,8 +67,11 @@ class Library:
         with self._on(device):
             return bool(self.calls.ahlm_cuda_device_fits())
 
-    def resources(self, device: torch.device) -> dict[str, dict[str, int]]:
-        """What each kernel takes, and how many clusters run at once on a device; -1 is unknown without a device."""
+    def resources(self, device: torch.device) -> dict[str, dict[str, Any]]:
+        """What each kernel takes, and how many clusters run at once on a device; -1 is unknown.
+
+        Where a device is there and does not answer, the row's `error` says why.
+        """
         table = {}
         groups = (
             (SCAN_KERNELS, self.calls.ahlm_cuda_resources),
@@ -79,9 +82,9 @@ class Library:
                 for i, name in enumerate(names):
                     found = _Resources()
                     error = call(i, ctypes.byref(found))
-                    if torch.cuda.is_available():
-                        self._check(error)
                     table[name] = {field: getattr(found, field) for field, *_ in found._fields_}
+                    if error and torch.cuda.is_available():
+                        table[name]["error"] = self._message(error)
         return table
 
     def run(self, call: str, arguments: ctypes.Structure, device: torch.device, precision: Precision = "fp32") -> None:
@@ -96,7 +99,10 @@ class Library:
 
     def _check(self, error: int) -> None:
         if error:
-            raise RuntimeError(f"CUDA scan: {self.calls.ahlm_cuda_error(error).decode()}")
+            raise RuntimeError(f"CUDA scan: {self._message(error)}")
+
+    def _message(self, error: int) -> str:
+        return str(self.calls.ahlm_cuda_error(error).decode())
 
 
 @functools.cache
