@@ -14,11 +14,7 @@ namespace {
 using ahlm::ChangePointJob;
 using ahlm::ChangePointSums;
 using ahlm::ChangePrior;
-using ahlm::ScanTile;
 
-struct Gauss {
-  Vec mean, log_std;
-};
 
 // means and log deviations of a head whose parts are in padded buffers, in unpadded streams, or in both
 AHLM_INLINE Gauss head(const float* part, std::int64_t pad, const float* stream, std::int64_t z, std::int64_t i,
@@ -42,12 +38,6 @@ bool uses_state(const ChangePointJob& job) {
 
 bool uses_prior_head(const ChangePointJob& job) {
   return !job.rules.held || job.rules.change_prior != ChangePrior::constant;
-}
-
-std::int64_t running(const ChangePointJob& job, const ScanTile& tile, std::int64_t t) {
-  std::int64_t count = tile.count;
-  while (count > 0 && job.input.lengths[tile.videos[count - 1]] <= t) --count;
-  return count;
 }
 
 // where the parts of a step come from; null where the reading has none
@@ -247,7 +237,7 @@ void forward(const ChangePointJob& job, const ScanTile& tile, ScanHelper* helper
   copy(f.d, job.weights.initial_state, s.state_row);
   if (has_state) gru_products(s, job.weights.gru, 0, f.v, 1, f.d, f.from_input, f.from_state);
   for (std::int64_t t = 0;; ++t) {
-    const std::int64_t n_rows = running(job, tile, t + 1);
+    const std::int64_t n_rows = running(job.input.lengths, tile, t + 1);
     if (n_rows == 0) return;
     if (has_state) {
       std::int64_t n_states = 0;
@@ -516,7 +506,7 @@ void backward(const ChangePointJob& job, const ScanTile& tile, const ChangePoint
     std::int64_t n_rows = 0, n_states = 0, n_first_states = 0;
     if (has_state) {
       for (std::int64_t t = begin; t < end; ++t) {
-        const std::int64_t n = running(job, tile, t + 1);
+        const std::int64_t n = running(job.input.lengths, tile, t + 1);
         for (std::int64_t r = 0; r < n; ++r, ++n_rows) {
           const std::int64_t out = tile.videos[r] * s.snippets + t;
           const bool starts = t == 0 || (job.rules.reset && job.output.change_points[out]);
@@ -539,9 +529,10 @@ void backward(const ChangePointJob& job, const ScanTile& tile, const ChangePoint
     }
     std::int64_t row = n_rows, state_end = n_states + 1;
     for (std::int64_t t = end - 1; t >= begin; --t) {
-      const std::int64_t n = running(job, tile, t + 1);
+      const std::int64_t n = running(job.input.lengths, tile, t + 1);
       row -= has_state ? n : 0;
-      const std::int64_t before = row - running(job, tile, t);  // the first row of the step before, if it is in the chunk
+      // the first row of the step before, if it is in the chunk
+      const std::int64_t before = row - running(job.input.lengths, tile, t);
       for (std::int64_t r = 0; r < n; ++r) {
         const std::int64_t out = tile.videos[r] * s.snippets + t;
         const float* p_of_d = w.prior_of_start;
@@ -552,9 +543,9 @@ void backward(const ChangePointJob& job, const ScanTile& tile, const ChangePoint
       }
       if (!has_state) continue;
       float* const to_heads = b.to_heads + row * w.head_row;
-      const Right heads_back{w.heads_back, head_width * kPanel, kPanel};
       if (w.head_segments)
-        multiply(n, s.state, head_width, dense(to_heads, w.head_row), heads_back, b.gd, s.state_row, From::c);
+        multiply(n, s.state, head_width, dense(to_heads, w.head_row), packed(w.heads_back, head_width), b.gd,
+                 s.state_row, From::c);
       // states of their own pass their gradient through the weights together, those that are d0 at the tile's end
       std::int64_t state_begin = state_end;
       for (std::int64_t r = 0; r < n; ++r) state_begin -= b.own[row + r] > 0;

@@ -8,6 +8,7 @@ namespace {
 using ahlm::GruGradients;
 using ahlm::GruWeights;
 using ahlm::ScanSizes;
+using ahlm::ScanTile;
 
 // what the input of `n_rows` rows and the state of `n_states` give the gates, before the nonlinearities: [rows, gate_row]
 inline void gru_products(const ScanSizes& s, const GruWeights& w, std::int64_t n_rows, const float* v,
@@ -64,6 +65,16 @@ inline void add_gradients(const ScanSizes& s, std::int64_t n_rows, const float* 
 }
 
 constexpr float kLowestLogStd = -5.0f, kHighestLogStd = 2.0f;
+struct Gauss {
+  Vec mean, log_std;
+};
+
+// videos of a tile, the longest first, that have a snippet t
+inline std::int64_t running(const std::int64_t* lengths, const ScanTile& tile, std::int64_t t) {
+  std::int64_t count = tile.count;
+  while (count > 0 && lengths[tile.videos[count - 1]] <= t) --count;
+  return count;
+}
 
 // The reverse scan computes the gates of a chunk of steps at once. The room for its rows must grow with the tile, since
 // it is reserved for the largest: 7 videos of 13 steps are 91 rows, 6 of 16 are 96.

@@ -4,23 +4,13 @@
 
 namespace {
 
-using ahlm::ScanTile;
 using ahlm::SnippetJob;
 using ahlm::SnippetSums;
 
-struct Gauss {
-  Vec mean, log_std;
-};
 AHLM_INLINE Gauss head(const float* part, std::int64_t pad, const float* stream, std::int64_t z, std::int64_t i,
                        std::int64_t n, Vec& raw_log_std) {
   raw_log_std = load(part + pad + i) + load(stream + z + i, n);
   return {load(part + i) + load(stream + i, n), clamp(raw_log_std, kLowestLogStd, kHighestLogStd)};
-}
-
-std::int64_t running(const SnippetJob& job, const ScanTile& tile, std::int64_t t) {
-  std::int64_t count = tile.count;
-  while (count > 0 && job.input.lengths[tile.videos[count - 1]] <= t) --count;
-  return count;
 }
 
 struct Forward {
@@ -71,7 +61,7 @@ void forward(const SnippetJob& job, const ScanTile& tile, float* scratch) {
     copy(f.d + r * s.state_row, job.weights.initial_state, s.state_row);
   }
   for (std::int64_t t = 0; t < s.snippets; ++t) {
-    const std::int64_t n_rows = running(job, tile, t), n_next = running(job, tile, t + 1);
+    const std::int64_t n_rows = running(job.input.lengths, tile, t), n_next = running(job.input.lengths, tile, t + 1);
     multiply(n_rows, 4 * s.latent_pad, s.state, dense(f.d, s.state_row), packed(job.weights.heads, s.state), f.heads,
              job.weights.head_row, From::zero);
     for (std::int64_t r = 0; r < n_rows; ++r) {
@@ -144,10 +134,6 @@ void step_backward(const SnippetJob& job, const float* heads, const float* gv, s
   });
 }
 
-AHLM_INLINE void add(float* sum, const float* part, std::int64_t n) {
-  for (std::int64_t i = 0; i < n; i += kLanes) store(sum + i, load(sum + i) + load(part + i));
-}
-
 void backward(const SnippetJob& job, const ScanTile& tile, const SnippetSums& sums, float* scratch) {
   const ScanSizes& s = job.sizes;
   const auto& w = job.weights;
@@ -165,7 +151,7 @@ void backward(const SnippetJob& job, const ScanTile& tile, const SnippetSums& su
     const std::int64_t steps = chunk_steps(tile.count), begin = end > steps ? end - steps : 0;
     std::int64_t n_rows = 0;
     for (std::int64_t t = begin; t < end; ++t) {
-      const std::int64_t n = running(job, tile, t);
+      const std::int64_t n = running(job.input.lengths, tile, t);
       for (std::int64_t r = 0; r < n; ++r, ++n_rows) {
         const std::int64_t out = tile.videos[r] * s.snippets + t;
         copy(b.v + n_rows * s.latent_row, job.output.latent + out * s.latent, s.latent);
@@ -180,12 +166,12 @@ void backward(const SnippetJob& job, const ScanTile& tile, const SnippetSums& su
              From::zero);
     std::int64_t row = n_rows;
     for (std::int64_t t = end - 1; t >= begin; --t) {
-      const std::int64_t n = running(job, tile, t);
+      const std::int64_t n = running(job.input.lengths, tile, t);
       row -= n;
       for (std::int64_t r = 0; r < n; ++r) {
         float* const gd = b.gd + r * s.state_row;
         if (job.input.change_points[tile.videos[r] * s.snippets + t]) {
-          add(sums.initial_state, gd, s.state_row);
+          add_rows(sums.initial_state, gd, 1, s.state_row, s.state_row);
           clear(gd, s.state_row);
         }
         float* const h = b.from_state + (row + r) * s.gate_row;
@@ -217,7 +203,7 @@ void backward(const SnippetJob& job, const ScanTile& tile, const SnippetSums& su
              s.state_row, From::c);
     end = begin;
   }
-  for (std::int64_t r = 0; r < tile.count; ++r) add(sums.initial_state, b.gd + r * s.state_row, s.state_row);
+  add_rows(sums.initial_state, b.gd, tile.count, s.state_row, s.state_row);
 }
 
 }  // namespace
