@@ -106,7 +106,7 @@ def predicted_instances(
             columns = typed_json.columns(items, class_index) if v is not None else None
             if columns is None:
                 try:
-                    items = json.loads(typed_json.plain(items))
+                    items = json.loads(bytes(items))
                 except (ValueError, RecursionError) as error:
                     raise DataError(name, f"results.{video}", "valid UTF-8 JSON", error) from None
         if columns is None and not isinstance(items, list):

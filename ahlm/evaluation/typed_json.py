@@ -63,8 +63,3 @@ def columns(video: Any, class_index: dict[str, int]) -> Columns | None:
         return None
     index = np.fromiter(map(class_index.get, map(_label, items), repeat(-1)), np.int64, len(items))
     return Columns(index, segment[::2], segment[1::2], score)
-
-
-def plain(video: Any) -> bytes:
-    """The JSON text of a video's detections."""
-    return bytes(video)

@@ -112,9 +112,9 @@ def _join(first: Proposals, second: Proposals) -> Proposals:
     return Proposals(*(np.concatenate(pair) for pair in zip(first, second, strict=True)))
 
 
-def distinct(*groups: Proposals) -> Proposals:
-    """All proposals of the groups, each once, ordered by class, start and end."""
-    class_index, start, end = (np.concatenate(column) for column in zip(*groups, strict=True))
+def distinct(proposals: Proposals) -> Proposals:
+    """Each proposal once, ordered by class, start and end."""
+    class_index, start, end = proposals
     order = np.lexsort((end, start, class_index))
     class_index, start, end = class_index[order], start[order], end[order]
     new = np.ones(len(order), bool)

@@ -108,9 +108,8 @@ def test_a_box_is_found_where_it_crosses_the_threshold() -> None:
 
 
 def test_distinct_drops_exact_duplicates_only() -> None:
-    first = Proposals(np.array([1, 0, 0]), np.array([0.0, 1, 1]), np.array([2.0, 3, 3]))
-    second = Proposals(np.array([0, 0]), np.array([1.0, 1]), np.array([3.0, 3.125]))
-    assert rows(distinct(first, second)) == [(0, 1.0, 3.0), (0, 1.0, 3.125), (1, 0.0, 2.0)]
+    some = Proposals(np.array([1, 0, 0, 0, 0]), np.array([0.0, 1, 1, 1, 1]), np.array([2.0, 3, 3, 3, 3.125]))
+    assert rows(distinct(some)) == [(0, 1.0, 3.0), (0, 1.0, 3.125), (1, 0.0, 2.0)]
 
 
 @settings(max_examples=80, deadline=None)
