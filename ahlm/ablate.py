@@ -26,7 +26,7 @@ from ahlm.errors import DataError
 from ahlm.evaluation import PROTOCOLS
 from ahlm.files import write_json, write_text
 from ahlm.infer import select_device
-from ahlm.train import Interrupted, be_deterministic
+from ahlm.train import Interrupted, be_deterministic, open_testing
 
 VALIDATION = 0.2  # share of the training list where the recipe keeps none
 
@@ -39,12 +39,13 @@ def open_experiment(config: Config, split: str, folder: Path, resamples: int) ->
     """
     everything = open_split(config.data, "train")
     training, validation = everything.split_validation(config.data.validation or VALIDATION)
-    scored = validation
+    scored: FeatureDataset | None = validation
     if split == "test":
-        training, scored = everything, open_split(config.data, "test", everything.classes)
+        training, scored = everything, open_testing(config, everything.classes, everything.feature_dim)
     for name, part in (("validation", validation), (split, scored)):
-        if not any(video.segments for video in part.videos):
+        if part is None or not any(video.segments for video in part.videos):
             raise DataError(config.data.root or "demo", f"{name} videos", "segments to compare with", "none")
+    assert scored is not None
     return Experiment(config, training, scored, validation, folder, select_device(config.device), resamples)
 
 
@@ -57,6 +58,8 @@ def run(config: Config, options: Any) -> int:
         print("note: the rows of KernelCPD are left out: they need ruptures (pip install 'ahlm[bench]')")
         rows = [row for row in rows if not row.points.startswith("kernel_")]
     experiment = open_experiment(config, options.split, folder, options.resamples)
+    if config.detector.slow_size > experiment.training.feature_dim:
+        rows = [row for row in rows if row.settings.get("detector.standardise") != "slow"]
     print(
         f"{len(rows)} rows, seeds {' '.join(map(str, options.seeds))}; {describe(experiment.training)} to train, "
         f"{describe(experiment.scored)} to score"
@@ -95,7 +98,7 @@ def write_results(
     counts = results[rows[0].name][0]["counts"]
     span = "{:g}:{:g}".format(*PROTOCOLS[config.protocol].averages[-1])
     seeds = ", ".join(map(str, options.seeds))
-    name = Path(config.data.root).name if config.data.root else "demo"
+    name = Path(config.data.root).resolve().name if config.data.root else "demo"
     title = f"Ablation on {name}, {options.split} split"
     notes = [
         f"{counts['instances']} instances of {counts['classes']} classes in {counts['videos']} videos, protocol "

@@ -282,6 +282,8 @@ class Config:
         low, high = self.detector.beta_range
         if not 0 <= low <= high < math.inf:
             raise ValueError(f"detector.beta_range must be two rising numbers of at least 0, got {low}, {high}")
+        if self.detector.shared_embedding and self.detector.standardise == "slow":
+            raise ValueError("detector.standardise must not be slow with shared_embedding: it projects the features")
         if self.detector.belief_weight + self.detector.evidence_weight == 0:
             raise ValueError("detector.belief_weight and evidence_weight must not both be 0: nothing would be believed")
         if not (self.localization.cas_thresholds or self.localization.attention_thresholds):
@@ -344,7 +346,8 @@ _TABLE: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
         "detector_optim.weight_decay detector_optim.clip_norm classifier_optim.iterations classifier_optim.warmup "
         "classifier_optim.weight_decay classifier_optim.clip_norm classifier.segment_weight classifier.segment_from "
         "detector.lone_ratio detector_weight classifier.foreground_weight classifier.context_weight "
-        "classifier.background_weight localization.oic_margin localization.extend",
+        "classifier.background_weight classifier.guide_weight classifier.feature_weight classifier.sparsity_weight "
+        "localization.oic_margin localization.extend",
         "at least 0",
         lambda value: 0 <= value < math.inf,
     ),

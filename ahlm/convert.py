@@ -65,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
+        goes_on = arguments.verb == "wtalc" and not arguments.overwrite
+        print("stopped" + ("; the same command goes on" if goes_on else ""), file=sys.stderr)
         return 130
     print("\n".join([*lines, f"look it over with: python -m ahlm.check {out}"]))
     return 0
@@ -89,6 +90,8 @@ def _convert(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
             parser.error(
                 f"--test-users: expected FIRST <= LAST, both beyond the training users 1-20, got {first} {last}"
             )
+        if arguments.seed < 0:
+            parser.error(f"--seed: expected at least 0, got {arguments.seed}")
         return convert_hapt(
             arguments.source, arguments.out, test_users=(first, last), seed=arguments.seed, progress=True
         )

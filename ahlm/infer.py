@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -19,6 +21,7 @@ from ahlm.config import DEVICE, Config, DataConfig
 from ahlm.data.dataset import FeatureDataset, open_dataset
 from ahlm.data.sampling import collate, sample_snippets_test
 from ahlm.errors import DataError
+from ahlm.evaluation import Result, evaluate
 from ahlm.evaluation.predictions import write_predictions
 from ahlm.kernels.compiled import default_backend
 from ahlm.localization import Localization, localize
@@ -282,17 +285,20 @@ def predict(
     results: dict[str, list[dict[str, Any]]] = {}
     points: dict[str, dict[str, list[float]]] = {}
     for i, (video, analysis) in enumerate(zip(dataset.videos, analyses, strict=True)):
+        if not np.isfinite(analysis.cas).all():
+            raise DataError(video.id, "features", "values the model can take", "a CAS of NaN or infinity", "too large?")
         if oracle:
             analysis = analysis.with_change_points(true_edges(dataset, i), predictor.spec)
         found = predictor.localize_analysis(dataset.features(i), analysis, video.duration_s, config)
         results[video.id] = [
             {"label": d.label, "score": d.score, "segment": [d.start_s, d.end_s]} for d in predictor.detections(found)
         ]
-        points[video.id] = {
-            "detected": analysis.boundaries_s.tolist(),
-            "refined": analysis.boundaries_at(found.change_points).tolist(),
-            "foreground": analysis.boundaries_at(found.foreground_change_points).tolist(),
-        }
+        points[video.id] = {"detected": analysis.boundaries_s.tolist()}
+        if config.localization.proposals != "thresholds":
+            points[video.id] |= {
+                "refined": analysis.boundaries_at(found.change_points).tolist(),
+                "foreground": analysis.boundaries_at(found.foreground_change_points).tolist(),
+            }
     extra = {
         "features": vars(predictor.spec),
         "proposals": config.localization.proposals,
@@ -306,6 +312,17 @@ def predict(
         "external_data": {"used": False, "details": ""},
         "ahlm": extra,
     }
+
+
+def score(
+    predictor: Predictor, dataset: FeatureDataset, analyses: Sequence[VideoAnalysis]
+) -> tuple[dict[str, Any], Result]:
+    """Predictions on a split and their evaluation under the run's protocol; classes that it lacks count for nothing."""
+    predictions = predict(predictor, dataset, analyses)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".* with labels unknown to the ground truth")
+        truth, protocol = dataset.ground_truth("test"), predictor.config.protocol
+        return predictions, evaluate(truth, predictions, protocol, subset="test")
 
 
 def load(run: str | Path, device: str = "cpu") -> Predictor:
@@ -357,7 +374,8 @@ def run(arguments: argparse.Namespace) -> int:
         config = dataclasses.replace(config, localization=settings)
     if arguments.root:
         data = moved(config.data, arguments.root, arguments.features, arguments.annotations)
-        data = dataclasses.replace(data, missing=arguments.missing)
+        # the timeline of training, where the data do not say another
+        data = dataclasses.replace(data, missing=arguments.missing, **vars(predictor.spec))
         dataset = open_dataset(data, arguments.split, classes=predictor.classes)
         for note in dataset.notes:
             print(f"note: {note}")
@@ -398,13 +416,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("give either feature files or --data.root")
     if arguments.oracle and not arguments.root:
         parser.error("--oracle needs --data.root, whose annotations hold the true boundaries")
+    if Path(arguments.output).is_dir():
+        parser.error(f"--output must be a file, got the folder {arguments.output}")
     if Path(arguments.output).exists() and not arguments.overwrite:
         parser.error(f"{arguments.output} exists; --overwrite replaces it")
     if not DEVICE.fullmatch(arguments.device):
         parser.error(f"--device: expected auto, cpu, cuda or cuda:N, got {arguments.device}")
     try:
         # now, not after hours of work
-        Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(arguments.output).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(f"{folder} cannot be written to")
         return run(arguments)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -32,10 +32,9 @@ from ahlm.data.sampling import collate, crop_start, sample_snippets_train
 from ahlm.data.slow_features import Read, as_they_are, slow_projection
 from ahlm.data.synthetic import open_split
 from ahlm.errors import DataError
-from ahlm.evaluation import Result, evaluate
 from ahlm.evaluation.predictions import write_predictions
 from ahlm.files import write_json, write_text
-from ahlm.infer import Predictor, VideoAnalysis, predict, select_device
+from ahlm.infer import Predictor, VideoAnalysis, moved, score, select_device
 from ahlm.kernels.compiled import default_backend, promoted
 from ahlm.kernels.core import choose_backend
 from ahlm.model.ahlm import AHLM
@@ -408,17 +407,8 @@ def summary_writer(folder: RunFolder) -> Any:
     return SummaryWriter(str(folder.path / "tensorboard"))
 
 
-def score(
-    predictor: Predictor, dataset: FeatureDataset, analyses: Sequence[VideoAnalysis]
-) -> tuple[dict[str, Any], Result]:
-    """Predictions on a split and their evaluation under the run's protocol."""
-    predictions = predict(predictor, dataset, analyses)
-    truth = dataset.ground_truth("test")
-    return predictions, evaluate(truth, predictions, protocol=predictor.config.protocol, subset="test")
-
-
 def firing(analyses: Sequence[VideoAnalysis]) -> str:
-    """How often the detector fires and how clear its test of eq. 7 is: quantiles of D_static / D_change in two lines.
+    """How often the detector fires and how clear its test of eq. 7 is: quantiles of D_static / D_change.
 
     The ratios are of the video read forward, the change-points of both directions where both are read. A detector that
     fires nowhere, or at about half of the snippets or more, has found no change-points, and is said to have collapsed.
@@ -471,7 +461,7 @@ def earlier_config(parser: ArgumentParser, folder: RunFolder, config: Config, gi
         )
     root, device = given.data.root, given.device
     if root:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=root))
+        config = dataclasses.replace(config, data=moved(config.data, root))
     if device != "auto":
         config = dataclasses.replace(config, device=device)
     untouched, _ = parse(parser, [f"--device={device}", *([f"--data.root={root}"] if root else [])])
@@ -552,7 +542,7 @@ def run(config: Config, options: Any, argv: Sequence[str], earlier: Checkpoint |
     if earlier is not None:
         folder, model = RunFolder(options.resume), earlier.model
         folder.claim()
-        for name in ("classes", "feature_dim"):
+        for name in ("classes", "feature_dim", "spec"):
             if getattr(training, name) != getattr(earlier, name):
                 expected = f"{getattr(earlier, name)} as in {folder.path}"
                 raise DataError(str(config.data.root), name, expected, getattr(training, name))

@@ -1,1 +1,1 @@
-"""Hot loops, one package an operation. Nothing here imports from the rest of ahlm."""
+"""Hot loops, one package an operation. Nothing here needs the rest of ahlm."""

@@ -110,6 +110,13 @@ def test_wtalc_videos_of_one_length(source: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.load(out / "test" / "video_3.npy"), array[3])
 
 
+def test_wtalc_takes_no_npz(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "pack.npz", a=np.ones((2, 3, 4)))
+    options = ["--annotations", str(source / "Small-Annotations")]
+    assert main(["wtalc", str(tmp_path / "pack.npz"), str(tmp_path / "out"), *options]) == 3
+    assert "pack.npz: file: expected one array, .npy, got several, .npz" in capsys.readouterr().err
+
+
 def test_wtalc_without_what_it_can_do_without(source: Path, tmp_path: Path) -> None:
     for name in ("labels_all.npy", "duration.npy", "Ambiguous_test.txt"):
         (source / "Small-Annotations" / name).unlink()
@@ -237,6 +244,7 @@ def test_a_stopped_overwrite_leaves_no_complete_data_set(tmp_path: Path, monkeyp
         ["demo", "x", "--layout", "zip"],
         ["hapt", "a.zip", "x", "--test-users", "20", "25"],
         ["hapt", "a.zip", "x", "--test-users", "25", "21"],
+        ["hapt", "a.zip", "x", "--seed", "-1"],
         ["wtalc", "a", "b", "--fps", "0"],
     ],
 )

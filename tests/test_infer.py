@@ -19,6 +19,7 @@ from ahlm.data.dataset import open_dataset
 from ahlm.data.synthetic import demo_dataset, write_demo
 from ahlm.infer import Predictor, at_every_snippet, length_batches, main, moved, predict, true_edges
 from ahlm.localization import localize
+from ahlm.timeline import FeatureSpec
 from ahlm.train import Trainer, new_model
 
 
@@ -247,6 +248,32 @@ def test_wrong_dimension_and_nan_in_a_file(run: Path, tmp_path: Path, capsys: py
     assert main(["--checkpoint", str(run), str(tmp_path / "nan.npy"), *output]) == 3
     assert "nan.npy: value [0, 0]: expected a finite number" in capsys.readouterr().err
     assert not (tmp_path / "out.json").exists()
+
+
+def test_values_beyond_the_model_name_their_video(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "huge.npy", np.full((9, 64), 3e38, np.float32))
+    output = ["--output", str(tmp_path / "out.json")]
+    assert main(["--checkpoint", str(run), str(tmp_path / "huge.npy"), *output]) == 3
+    assert "huge: features: expected values the model can take" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as usage:
+        main(["--checkpoint", str(run), str(tmp_path / "huge.npy"), "--output", str(tmp_path), "--overwrite"])
+    assert usage.value.code == 2
+
+
+def test_data_that_say_no_timeline_have_that_of_training(run: Path, tmp_path: Path) -> None:
+    predictor, videos = ahlm.load(run), demo_dataset("test")
+    spec = FeatureSpec(30.0, 15, 15)
+    save_weights(tmp_path / "run.safetensors", dataclasses.replace(predictor.checkpoint, spec=spec))
+    write_demo(tmp_path / "data")
+    (tmp_path / "data" / "features.json").unlink()
+    output = tmp_path / "out.json"
+    root = ["--data.root", str(tmp_path / "data"), "--output", str(output)]
+    assert main(["--checkpoint", str(tmp_path / "run.safetensors"), *root]) == 0
+    found = json.loads(output.read_text())
+    assert found["ahlm"]["features"] == vars(spec)
+    assert len(found["results"]) == len(videos)
 
 
 def test_plug_in_takes_anyones_activations(run: Path) -> None:

@@ -16,11 +16,11 @@ from ahlm.arguments import load_recipe
 from ahlm.checkpoint import save_weights
 from ahlm.cli import main
 from ahlm.data.synthetic import demo_dataset
-from ahlm.infer import Predictor, load
+from ahlm.infer import Predictor, load, score
 from ahlm.report.histogram_svg import histogram_svg
 from ahlm.report.html import MAX_BYTES, MAX_DETECTIONS, MAX_VIDEOS, curve, write_report
 from ahlm.report.timeline_svg import Bar, Timeline, path_data, thinned, timeline_svg
-from ahlm.train import Trainer, new_model, score
+from ahlm.train import Trainer, new_model
 
 HOSTILE = "<script>window.hacked = 1</script>\"'&"
 SVG = "{http://www.w3.org/2000/svg}"

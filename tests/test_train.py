@@ -29,11 +29,11 @@ from ahlm.errors import DataError
 from ahlm.evaluation import evaluate
 from ahlm.evaluation.boundaries import change_point_scores
 from ahlm.evaluation.protocols import PROTOCOLS
-from ahlm.infer import Predictor, VideoAnalysis, predict
+from ahlm.infer import Predictor, VideoAnalysis, predict, score
 from ahlm.model.losses import segment_loss
 from ahlm.run_folder import FILES, RunFolder, read_metrics
 from ahlm.timeline import FeatureSpec
-from ahlm.train import Trainer, classifier_batch, firing, fit, main, new_model, score
+from ahlm.train import Trainer, classifier_batch, firing, fit, main, new_model
 
 SHORT = ["--detector_optim.iterations=6", "--classifier_optim.iterations=8"]
 
@@ -108,6 +108,11 @@ def test_unknown_field_in_a_file_is_an_error(tmp_path: Path, capsys: pytest.Capt
         ),
         ("--localization.gamma=.nan", "localization.gamma must be finite, got nan"),
         ("--detector_weight=-1", "detector_weight must be at least 0, got -1"),
+        ("--classifier.guide_weight=-1", "classifier.guide_weight must be at least 0, got -1"),
+        (
+            "--detector={shared_embedding: true, standardise: slow}",
+            "must not be slow with shared_embedding",
+        ),
         ("--classifier_optim.decay_at=2", "classifier_optim.decay_at must be in [0, 1], got 2"),
         ("--detector={belief_weight: 0, evidence_weight: 0}", "belief_weight and evidence_weight must not both be 0"),
         ("--save_every=0", "save_every must be at least 1, got 0"),

@@ -39,7 +39,8 @@ def resampled_map(
 
     A video that was drawn twice counts as two videos of the same content. Matching looks at one video at a time, so it
     is done once; precision and recall are then weighted by the counts, which is the AP of the repeated videos exactly,
-    where copies of a detection stand next to each other. Classes without an instance in a resample are left out of it.
+    where copies of a detection stand next to each other. Classes without an instance in a resample are left out of it;
+    a resample without any instance is NaN.
 
     Args:
         database: ground truth, every video of the split in the order of `counts`.
@@ -109,6 +110,6 @@ def resampled_f1(
 
 
 def interval(samples: Floats) -> Interval:
-    """The value of the whole split, `samples[0]`, and the middle 95 % of the resamples [R + 1]."""
-    low, high = np.quantile(samples[1:], (0.025, 0.975))
+    """The value of the whole split, `samples[0]`, and the middle 95 % of the resamples [R + 1] that have one."""
+    low, high = np.nanquantile(samples[1:], (0.025, 0.975))
     return Interval(float(samples[0]), float(low), float(high))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ class Experiment:
         values: dict[str, Any] = {
             "mAP": result.mAP,
             "average": result.headline,
-            "resampled": samples.tolist(),
+            "resampled": [None if math.isnan(value) else value for value in samples.tolist()],
             "counts": result.counts,
             "points_settings": settings,
         }

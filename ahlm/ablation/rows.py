@@ -74,7 +74,7 @@ def replaced(config: Config, settings: Mapping[str, Any]) -> Config:
 
 
 def all_rows(config: Config) -> list[Row]:
-    """Every row for a recipe; a row of one switched field that would repeat the recipe is left out.
+    """Every row for a recipe; one switched field that repeats the recipe, or does not go with it, is left out.
 
     Raises:
         ValueError: a recipe whose proposals use no change-points.
@@ -83,10 +83,14 @@ def all_rows(config: Config) -> list[Row]:
         raise ValueError("localization.proposals must be change_points or both for an ablation, got thresholds")
     rows = [*_recipe(config), *_table3(config), *_table4(), *_reading(config), *_steps(), *_controls(), *_detectors()]
 
-    def repeats(row: Row) -> bool:
-        return row.group in ("reading", "steps") and replaced(config, row.settings) == config
+    def has_a_place(row: Row) -> bool:
+        try:
+            changed = replaced(config, row.settings)
+        except ValueError:
+            return False
+        return row.group not in ("reading", "steps") or changed != config
 
-    return [row for row in rows if not repeats(row)]
+    return [row for row in rows if has_a_place(row)]
 
 
 def chosen_rows(rows: list[Row], only: Sequence[str]) -> list[Row]:

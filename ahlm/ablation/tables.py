@@ -25,7 +25,7 @@ def mean_and_deviation(values: Sequence[float]) -> dict[str, Any]:
 
 def gain(own: Sequence[Any], other: Sequence[Any]) -> Interval:
     """Gain of one row over another: means over the seeds on the same resampled videos."""
-    return interval(np.mean(own, axis=0) - np.mean(other, axis=0))
+    return interval(np.mean(np.array(own, float), axis=0) - np.mean(np.array(other, float), axis=0))
 
 
 def summarise(rows: Sequence[Row], results: Results) -> list[dict[str, Any]]:

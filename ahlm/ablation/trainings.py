@@ -39,7 +39,8 @@ class PlainMIL(AttentionClassifier):
 
 def fingerprint(dataset: FeatureDataset) -> str:
     """A hash of a split: names, labels and segments, timeline, lengths and mean features."""
-    digest = hashlib.sha256(json.dumps([dataset.ground_truth(""), vars(dataset.spec)]).encode())
+    labels = [video.labels for video in dataset.videos]
+    digest = hashlib.sha256(json.dumps([dataset.ground_truth(""), labels, vars(dataset.spec)]).encode())
     digest.update(feature_statistics(dataset)[0].numpy().tobytes())
     return digest.hexdigest()
 

@@ -97,7 +97,7 @@ def _annotation(path: Path, name: str, entry: Any) -> Annotation:
         if duration <= 0:
             raise DataError(path, f"database.{name}.duration", "a positive number of seconds", duration)
     labels = tuple(sorted({segment.label for segment in segments} | set(tags)))
-    return Annotation(str(entry.get("subset", "")), duration, labels, tuple(segments))
+    return Annotation(str(entry.get("subset") or ""), duration, labels, tuple(segments))
 
 
 def _read_csv(path: Path, problems: list[DataError] | None) -> dict[str, Annotation]:
@@ -141,7 +141,7 @@ def _number(path: Path, field: str, value: Any) -> float:
     try:
         # a bool is an int to Python and a slip to us
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise DataError(path, field, "a number of seconds", repr(value)) from None
     if not math.isfinite(number):
         raise DataError(path, field, "a finite number of seconds", value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ahlm.config import DataConfig
-from ahlm.data.annotations import Annotation, Segment, class_list, read_annotations, subset_videos
+from ahlm.data.annotations import Annotation, Segment, class_list, read_annotations
 from ahlm.data.feature_store import (
     SUFFIXES,
     Source,
@@ -65,7 +66,7 @@ class FeatureDataset:
         videos: in the order of the split list.
         classes: names, sorted; the order of the model's outputs.
         spec: fps, stride and window of the features.
-        spec_source: where `spec` comes from: `features.json`, `timestamps` or `recipe`.
+        spec_source: where `spec` comes from: `features.json`, `timestamps`, `recipe` or `demo`.
         feature_dim: F.
         layout: name of the layout on disk; `memory` when there is none.
         missing: listed videos without features, left out.
@@ -200,7 +201,7 @@ def read_spec(root: Path, config: DataConfig) -> tuple[FeatureSpec, str, int | N
     values = []
     for name in ("fps", "stride", "window"):
         value = content.get(name) if isinstance(content, dict) else None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
             raise DataError(path, name, "a positive number", value)
         values.append(float(value))
     feature_dim = content.get("feature_dim")
@@ -268,9 +269,11 @@ def open_tree(config: DataConfig, problems: list[DataError] | None = None) -> Tr
 def has_split(config: DataConfig, split: str) -> bool:
     """Whether a list, a subset or a folder names this split; a table of videos and tags alone has no test split."""
     tree = open_tree(config)
-    if (tree.root / f"split_{split}.txt").exists() or subset_videos(tree.annotations, split):
-        return True
-    return tree.layout.has_split_folders and bool(tree.layout.files(split))
+    try:
+        split_videos(tree.root, tree.layout, tree.annotations, split)
+    except DataError:
+        return False
+    return True
 
 
 def open_dataset(config: DataConfig, split: str, classes: tuple[str, ...] | None = None) -> FeatureDataset:
@@ -350,8 +353,8 @@ def _reconcile(dataset: FeatureDataset, path: Path) -> list[str]:
     """Compare headers with annotations; a line each about cut streams, odd durations and late segments.
 
     Where the features go on for long after the stated duration, that duration is wrong and the features' counts:
-    detections are cut at it. Segments stay as annotated, so that a score is that of the annotation file: cutting the 62
-    late ones of THUMOS14's test set takes 1.2 points of average mAP from published detections.
+    detections are cut at the features' end. Segments stay as annotated, so that a score is that of the annotation file:
+    cutting the 62 late ones of THUMOS14's test set takes 1.2 points of average mAP from published detections.
     """
     cut, late, disagree = 0, 0, []
     videos = list(dataset.videos)

@@ -7,7 +7,6 @@ and `duration`. Its `extracted_fps` is wrong by its author's word (sujoyp/wtalc-
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from ahlm.data.feature_store import check_features, features_shape
 from ahlm.data.safe_pickle import load_objects
 from ahlm.data.write import begin, write_array, write_spec
 from ahlm.errors import DataError
-from ahlm.files import write_json, write_text
+from ahlm.files import read_text, write_json, write_text
 from ahlm.timeline import FeatureSpec
 
 AMBIGUOUS = "Ambiguous_test.txt"
@@ -104,7 +103,7 @@ def convert_wtalc(
     for split, listed in lists.items():
         write_text(out / f"split_{split}.txt", "".join(f"{name}\n" for name in listed))
     if (folder / AMBIGUOUS).is_file():
-        shutil.copyfile(folder / AMBIGUOUS, out / AMBIGUOUS)
+        write_text(out / AMBIGUOUS, read_text(folder / AMBIGUOUS, "a list of segments"))
     write_spec(out, spec, feature_dim[0], f"{pack.name}, converted")
     write_json(out / "gt.json", _ground_truth(pack, videos, where))
     left_out = len(names) - len(where)
@@ -133,6 +132,8 @@ def _read_pack(pack: Path, on_array: Callable[[int, NDArray[Any]], int]) -> list
         array = np.load(pack, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return list(load_objects(pack, on_array))
+    if not isinstance(array, np.ndarray):
+        raise DataError(pack, "file", "one array, .npy", "several, .npz")
     if array.ndim != 3:
         raise DataError(pack, "shape", "[videos, n, F]", list(array.shape))
     return [on_array(i, video) for i, video in enumerate(array)]

@@ -92,7 +92,8 @@ def score_file(database: dict[str, Any], extra: dict[str, Any]) -> dict[str, dic
     """Scores of the change-points that a prediction file of ours carries under `"ahlm"`.
 
     Returns:
-        For each stage (`detected`, `refined` by LCS, `foreground` selected by attention) and tolerance in snippets.
+        For each stage that there is (`detected`, `refined` by LCS, `foreground` selected by attention; the last two not
+        where no proposal needs change-points) and tolerance in snippets.
     """
     spec = FeatureSpec(**{name: extra["features"][name] for name in ("fps", "stride", "window")})
     videos = [video for video in extra["change_points"] if video in database]
@@ -104,7 +105,8 @@ def score_file(database: dict[str, Any], extra: dict[str, Any]) -> dict[str, dic
         for video, n in zip(videos, n_snippets, strict=True)
     ]
     table: dict[str, dict[str, dict[str, float]]] = {}
-    for stage in ("detected", "refined", "foreground"):
+    stages = [*extra["change_points"][videos[0]]] if videos else ["detected"]
+    for stage in stages:
         detected = [spec.edge_position(np.array(extra["change_points"][video][stage], float)) for video in videos]
         table[stage] = {
             f"{tolerance:g}": change_point_scores(detected, truth, n_snippets, tolerance)._asdict()

@@ -50,9 +50,15 @@ def read_database(source: Source) -> tuple[str, dict[str, Any]]:
     """Name of the source and its videos: ActivityNet's `database`, or the object itself (mmaction2)."""
     name, content = _named(source, "ground truth")
     database = content.get("database", content) if isinstance(content, dict) else None
-    if not isinstance(database, dict) or not all(isinstance(v, dict) and "annotations" in v for v in database.values()):
+    if not isinstance(database, dict):
         raise DataError(name, "database", "videos with annotations", type(database).__name__)
-    return name, database
+    for video, entry in database.items():
+        if not isinstance(entry, dict):
+            raise DataError(name, f"database.{video}", "a video with annotations", type(entry).__name__)
+    if not any("annotations" in entry for entry in database.values()):
+        raise DataError(name, "database", "videos with annotations", "none")
+    # a video that has tags alone, or nothing
+    return name, {video: {"annotations": [], **entry} for video, entry in database.items()}
 
 
 def _named(source: Source, what: str) -> tuple[str, Any]:
@@ -61,9 +67,9 @@ def _named(source: Source, what: str) -> tuple[str, Any]:
 
 def select_subset(name: str, database: dict[str, Any], subset: str) -> dict[str, Any]:
     """The videos of a subset; raises `DataError` naming the subsets there are when it is empty."""
-    chosen = {video: entry for video, entry in database.items() if same_subset(str(entry.get("subset", "")), subset)}
+    chosen = {video: entry for video, entry in database.items() if same_subset(str(entry.get("subset") or ""), subset)}
     if not any(entry["annotations"] for entry in chosen.values()):
-        there = sorted({str(entry.get("subset", "")) for entry in database.values()})
+        there = sorted({str(entry.get("subset") or "") for entry in database.values()})
         raise DataError(name, f"subset {subset}", "ground truth", f"none; subsets in this file: {', '.join(there)}")
     return chosen
 

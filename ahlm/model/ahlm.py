@@ -26,8 +26,6 @@ class AHLM(nn.Module):
         squash: bool = False,
     ) -> None:
         super().__init__()
-        if detector.shared_embedding and detector.standardise == "slow":
-            raise ValueError("detector.standardise must not be slow with shared_embedding: it projects the features")
         self.shared_embedding, self.squash = detector.shared_embedding, squash
         if squash:
             self.register_buffer("squash_mean", torch.zeros(feature_dim))

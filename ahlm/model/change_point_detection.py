@@ -214,21 +214,17 @@ class ChangePointDetector(nn.Module):
         self,
         features: Tensor,
         lengths: Tensor,
-        noise: Tensor | None = None,
         forced_changes: Tensor | None = None,
-        backend: str = "auto",
     ) -> ScanOutput:
-        """Find change-points in padded videos (eqs. 4-8).
+        """Find change-points in padded videos (eqs. 4-8); latents are the beliefs' means, as at test time.
 
         Args:
             features: snippet features (B, T, F).
             lengths: real snippets of each video (B,).
-            noise: standard normal (B, T, Z); none: the latent is the belief's mean, as at test time.
             forced_changes: change-points that decide instead of eq. 7 (B, T) bool; column 0 is ignored.
-            backend: which implementation of the scan.
         """
         streams, weights = self.streams(self.levels(self.standardise(features), lengths))
-        return self._scan(streams, weights, lengths, noise, forced_changes, backend)
+        return self._scan(streams, weights, lengths, None, forced_changes)
 
     def _scan(
         self,
@@ -237,10 +233,9 @@ class ChangePointDetector(nn.Module):
         lengths: Tensor,
         noise: Tensor | None,
         forced_changes: Tensor | None,
-        backend: str = "auto",
     ) -> ScanOutput:
         return change_point_scan(
-            streams, weights, self.rules, noise=noise, lengths=lengths, forced_changes=forced_changes, backend=backend
+            streams, weights, self.rules, noise=noise, lengths=lengths, forced_changes=forced_changes
         )
 
     def draw_noise(self, batch: int, n_snippets: int, generator: torch.Generator) -> Noise:

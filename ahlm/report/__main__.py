@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 
 from ahlm.data.synthetic import open_split
 from ahlm.errors import DataError
-from ahlm.evaluation import evaluate
 from ahlm.files import read_json, write_text
-from ahlm.infer import load, moved, predict
+from ahlm.infer import load, moved, score
 from ahlm.report.html import draw, write_report
 from ahlm.run_folder import RunFolder, read_metrics
 
@@ -20,6 +20,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder, predictor = RunFolder(arguments.run), load(arguments.run)
     data = predictor.config.data
     data = moved(data, arguments.root) if arguments.root else data
+    data = dataclasses.replace(data, **vars(predictor.spec))
     dataset = open_split(data, "test", predictor.classes)
     predictor.follow(dataset, data.root)
     if arguments.picture:
@@ -36,8 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{name} -> {out}")
         return 0
     analyses = predictor.analyse_dataset(dataset)
-    predictions = predict(predictor, dataset, analyses)
-    result = evaluate(dataset.ground_truth("test"), predictions, predictor.config.protocol, subset="test")
+    predictions, result = score(predictor, dataset, analyses)
     metrics = read_metrics(folder.metrics) if folder.metrics.exists() else []
     best = read_json(folder.evaluation).get("best") if folder.evaluation.exists() else None
     write_report(folder.report, predictor, dataset, analyses, predictions, result, metrics, best)

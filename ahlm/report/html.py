@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ahlm.config import Config
 from ahlm.data.dataset import FeatureDataset
-from ahlm.evaluation import Result
+from ahlm.evaluation import PROTOCOLS, Result
 from ahlm.evaluation.boundaries import split_at_boundaries, true_boundaries
 from ahlm.evaluation.diagnosis import KINDS, diagnose
 from ahlm.evaluation.predictions import predicted_instances, truth_instances
@@ -126,7 +126,8 @@ def write_report(
         metrics: records of metrics.jsonl, for the curves.
         best: `best` of eval.json, the checkpoint that a validation split chose; none: there was no such split.
     """
-    database = dataset.ground_truth("test")["database"]
+    left_out = PROTOCOLS[result.protocol].left_out
+    database = {v: entry for v, entry in dataset.ground_truth("test")["database"].items() if v not in left_out}
     videos, classes, truth = truth_instances("ground truth", database)
     found, _ = predicted_instances("predictions", predictions["results"], videos, classes)
     diagnosis = diagnose(truth, found, len(videos), len(classes))
@@ -135,6 +136,8 @@ def write_report(
     drawn = 0
     for i in range(min(len(dataset), MAX_VIDEOS)):
         video = dataset.videos[i]
+        if video.id in left_out:
+            continue
         config: Config = predictor.config
         localization = predictor.localize_analysis(dataset.features(i), analyses[i], video.duration_s, config)
         index = videos.index(video.id)
@@ -154,10 +157,10 @@ def write_report(
         best=best,
         config=predictor.config,
         dataset=dataset,
-        name=Path(predictor.config.data.root).name if predictor.config.data.root else dataset.layout,
+        name=Path(predictor.config.data.root).resolve().name if predictor.config.data.root else dataset.layout,
         curves=[plot for title, names in CURVES.items() if (plot := curve(metrics, title, names))],
         histogram=ratio_histogram(predictor, dataset, analyses),
-        false_positives=diagnosis.false_positives(),
+        false_positives={kind: n for kind, n in result.errors.items() if kind != "missed"},
         misses=diagnosis.misses(),
         tiou=diagnosis.tiou,
         videos=rows,

@@ -19,13 +19,14 @@ from ahlm.ablate import main
 from ahlm.ablation import experiment as experiments
 from ahlm.ablation import trainings as trainings_module
 from ahlm.ablation.rows import FULL, all_rows, replaced
-from ahlm.ablation.trainings import PlainMIL, Trainings
+from ahlm.ablation.trainings import PlainMIL, Trainings, fingerprint
 from ahlm.arguments import load_recipe
 from ahlm.config import ClassifierConfig, Config
-from ahlm.data.dataset import FeatureDataset
+from ahlm.data.dataset import FeatureDataset, Video
 from ahlm.data.sampling import collate
-from ahlm.data.synthetic import demo_dataset
+from ahlm.data.synthetic import demo_dataset, write_demo
 from ahlm.model.losses import classifier_loss
+from ahlm.timeline import FeatureSpec
 from ahlm.train import Trainer, new_model
 
 TINY = ["--detector_optim.iterations=4", "--classifier_optim.iterations=5", "--resamples=20", "--seeds", "0"]
@@ -256,6 +257,19 @@ def test_errors(dataset: FeatureDataset, tmp_path: Path, capsys: pytest.CaptureF
     root = str(tmp_path / "data")
     assert main([*TINY, "--config", "demo", "--data.root", root, "--output-dir", str(tmp_path / "out")]) == 3
     assert "validation videos: expected segments to compare with, got none" in capsys.readouterr().err
+    write_demo(tmp_path / "mixed")
+    (tmp_path / "mixed" / "features.json").unlink()
+    for path in (tmp_path / "mixed" / "test").iterdir():
+        np.save(path, np.zeros((9, 32), np.float32))
+    mixed = ["--config", "demo", "--data.root", str(tmp_path / "mixed"), "--split", "test"]
+    assert main([*TINY, *mixed, "--output-dir", str(tmp_path / "out")]) == 3
+    assert "feature_dim of the test split: expected 64 as in training, got 32" in capsys.readouterr().err
+
+
+def test_the_hash_of_a_split_knows_tags() -> None:
+    one, other = ([Video("a", np.ones((3, 2), np.float32), (tag,))] for tag in ("run", "fly"))
+    made = [FeatureDataset(videos, ("fly", "run"), FeatureSpec()) for videos in (one, other)]
+    assert fingerprint(made[0]) != fingerprint(made[1])
 
 
 @pytest.mark.slow

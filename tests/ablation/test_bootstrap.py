@@ -50,6 +50,17 @@ def test_first_line_is_the_split_itself_and_the_rest_are_repeatable() -> None:
     assert len(np.unique(counts, axis=0)) == 51
 
 
+def test_a_resample_without_instances_counts_for_nothing() -> None:
+    database, results = scene(1, n_videos=3)
+    for video in ("v1", "v2"):
+        database[video]["annotations"] = []
+    counts = np.array([[1, 1, 1], [0, 2, 1], [2, 0, 1], [3, 0, 0]])
+    got = resampled_map(database, results, counts, PROTOCOLS["thumos14"])
+    assert np.isnan(got).tolist() == [False, True, False, False]
+    low, high = sorted(got[2:].tolist())
+    assert low <= interval(got).low <= interval(got).high <= high
+
+
 def test_f1_equals_that_of_repeated_videos() -> None:
     rng = np.random.default_rng(0)
     found, truth = ([np.sort(rng.choice(np.arange(1, 40), 5, replace=False)) for _ in range(4)] for _ in range(2))

@@ -64,6 +64,13 @@ def test_a_row_that_repeats_the_recipe_is_left_out() -> None:
     assert "evidence: start" in [row.name for row in all_rows(other)]
 
 
+def test_a_row_that_does_not_go_with_the_recipe_is_left_out() -> None:
+    shared = replaced(load_recipe("demo"), {"detector.shared_embedding": True, "detector.standardise": "global"})
+    names = [row.name for row in all_rows(shared)]
+    assert "features: per_dimension" in names
+    assert "features: slow" not in names
+
+
 def test_rows_bring_what_they_are_compared_with() -> None:
     rows = all_rows(load_recipe("demo"))
     assert {row.name for row in chosen_rows(rows, ["no reset"])} == {"no reset", FULL, THRESHOLDS}

@@ -208,6 +208,30 @@ def test_table_of_tags_beside_a_flat_folder(written: Callable[[str], Path]) -> N
     assert has_split(config, "test")
 
 
+def test_null_names_no_subset(written: Callable[[str], Path]) -> None:
+    root = written("acmnet")
+    for name in ("split_train.txt", "split_test.txt"):
+        (root / name).unlink()
+    truth = json.loads((root / "gt.json").read_text())
+    for entry in truth["database"].values():
+        entry["subset"] = None
+    (root / "gt.json").write_text(json.dumps(truth))
+    assert len(opened(root, "test")) > 0
+    # all are for training by their subset, whatever lies in the folder of the test split
+    for entry in truth["database"].values():
+        entry["subset"] = "training"
+    (root / "gt.json").write_text(json.dumps(truth))
+    assert not has_split(DataConfig(root=str(root)), "test")
+    assert has_split(DataConfig(root=str(root)), "train")
+    truth["database"]["train_000"]["duration"] = 10**400
+    (root / "gt.json").write_text(json.dumps(truth))
+    with pytest.raises(DataError, match=r"database\.train_000\.duration: expected a number of seconds"):
+        opened(root)
+    (root / "features.json").write_text('{"fps": 1' + 400 * "0" + ', "stride": 1, "window": 1}')
+    with pytest.raises(DataError, match=r"(fps|duration): expected a"):
+        opened(root)
+
+
 def test_empty_folders_of_splits(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "gt.json").write_text('{"database": {"a": {"subset": "train", "annotations": []}}}')

@@ -255,10 +255,22 @@ def test_malformed_truth_and_lists(tmp_path: Path) -> None:
     given["database"]["a"]["annotations"] = None
     with pytest.raises(DataError, match=r"a\.annotations: expected a list, got None"):
         evaluate(given, predictions())
+    for database, message in (
+        ({"a": {}}, "database: expected videos with annotations, got none"),
+        ({"a": {"annotations": []}, "b": 3}, r"database\.b: expected a video with annotations, got int"),
+    ):
+        with pytest.raises(DataError, match=message):
+            read_database({"database": database})
     path = tmp_path / "Ambiguous_test.txt"
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match=r"Ambiguous_test\.txt: file: expected lines"):
         read_ambiguous(path, ["a"])
+
+
+def test_videos_of_tags_alone_beside_others_with_segments() -> None:
+    given = truth()
+    given["database"] |= {"c": {"subset": "training", "labels": ["run"]}, "d": {"subset": None}}
+    assert evaluate(given, predictions()).mAP == evaluate(truth(), predictions()).mAP
 
 
 def test_a_foreign_block_of_that_name_is_not_ours() -> None:
@@ -347,7 +359,7 @@ def test_change_points_in_a_file_are_scored() -> None:
         ("features", {"fps": 1}),
         ("features", {"fps": 1, "stride": 0, "window": 1}),
         ("n_snippets", {}),
-        ("change_points", {"v": {"detected": []}}),
+        ("change_points", {"v": {"detected": None}}),
         ("change_points", {"v": {"detected": ["x"], "refined": [], "foreground": []}}),
         ("change_points", 3),
     ],
@@ -362,6 +374,18 @@ def test_a_broken_part_of_ours_is_named(field: str, value: Any) -> None:
     assert evaluate(truth, {"results": {"v": []}, "ahlm": extra}).change_points is not None
     with pytest.raises(DataError, match=r"predictions: ahlm: expected features, n_snippets and change_points"):
         evaluate(truth, {"results": {"v": []}, "ahlm": {**extra, field: value}})
+
+
+def test_change_points_that_no_proposal_needed_have_one_stage() -> None:
+    truth = {"database": {"v": {"subset": "test", "annotations": [{"label": "run", "segment": [3, 6]}]}}}
+    extra = {
+        "features": {"fps": 1, "stride": 1, "window": 1},
+        "n_snippets": {"v": 10},
+        "change_points": {"v": {"detected": [3.0]}},
+    }
+    result = evaluate(truth, {"results": {"v": []}, "ahlm": extra})
+    assert result.change_points is not None
+    assert list(result.change_points) == ["detected"]
 
 
 def test_values_at_boundaries_and_elsewhere() -> None:

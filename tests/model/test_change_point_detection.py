@@ -193,8 +193,6 @@ def test_slow_projection_is_what_the_detector_reads_and_reconstructs() -> None:
     hidden = torch.linalg.svd(projection).U[:, 3]
     same = model(features + hidden, torch.tensor([5, 5]), noise_for(model, 2, 5))
     torch.testing.assert_close(same.scan.kl_static, output.scan.kl_static, atol=1e-4, rtol=1e-4)
-    with pytest.raises(ValueError, match="shared_embedding"):
-        AHLM(7, 2, DetectorConfig(standardise="slow", shared_embedding=True), ClassifierConfig())
 
 
 @pytest.mark.parametrize("evidence", ["start", "transition"])
