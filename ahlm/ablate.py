@@ -59,6 +59,7 @@ def run(config: Config, options: Any) -> int:
         rows = [row for row in rows if not row.points.startswith("kernel_")]
     experiment = open_experiment(config, options.split, folder, options.resamples)
     if config.detector.slow_size > experiment.training.feature_dim:
+        print(f"note: rows of slow features are left out: there are fewer than {config.detector.slow_size} dimensions")
         rows = [row for row in rows if row.settings.get("detector.standardise") != "slow"]
     print(
         f"{len(rows)} rows, seeds {' '.join(map(str, options.seeds))}; {describe(experiment.training)} to train, "

@@ -71,7 +71,7 @@ class RunFolder:
         return folder
 
     def claim(self) -> None:
-        """Keep other processes from training into the folder for as long as this object lives.
+        """Keep other processes from training into the folder until `release`, or for as long as this object lives.
 
         Raises:
             FileExistsError: another process has it.
@@ -85,9 +85,13 @@ class RunFolder:
             except OSError:
                 pass  # a file system without locks
 
-    def __del__(self) -> None:
+    def release(self) -> None:
+        """Give up the claim, if there is one."""
         if "_lock" in self.__dict__:
-            os.close(self._lock)
+            os.close(self.__dict__.pop("_lock"))
+
+    def __del__(self) -> None:
+        self.release()
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""

@@ -529,22 +529,26 @@ def read_all(dataset: FeatureDataset) -> None:
         dataset.features(i)
 
 
-def run(config: Config, options: Any, argv: Sequence[str], earlier: Checkpoint | None) -> int:
+def run(config: Config, options: Any, argv: Sequence[str], earlier: tuple[RunFolder, Checkpoint] | None) -> int:
     """Body of the command; see `--help`. `earlier` is the run to go on with or to evaluate."""
     device = select_device(config.device)
     if options.tensorboard and find_spec("tensorboardX") is None:
         raise ModuleNotFoundError("--tensorboard needs tensorboardX: pip install 'ahlm[tb]'")
     be_deterministic(config)
-    if options.eval_only and earlier is not None:
-        return evaluate_again(config, earlier, RunFolder(options.eval_only), device)
-    training, validation, testing = open_splits(config)
+    data = config
+    if earlier is not None:
+        folder, trained = earlier
+        # the timeline of training, where the data do not say another
+        data = dataclasses.replace(config, data=dataclasses.replace(config.data, **vars(trained.spec)))
+        if options.eval_only:
+            return evaluate_again(data, trained, folder, device)
+    training, validation, testing = open_splits(data)
     print(describe({"train": training, "validation": validation, "test": testing}, device, config))
     if earlier is not None:
-        folder, model = RunFolder(options.resume), earlier.model
-        folder.claim()
+        model = trained.model
         for name in ("classes", "feature_dim", "spec"):
-            if getattr(training, name) != getattr(earlier, name):
-                expected = f"{getattr(earlier, name)} as in {folder.path}"
+            if getattr(training, name) != getattr(trained, name):
+                expected = f"{getattr(trained, name)} as in {folder.path}"
                 raise DataError(str(config.data.root), name, expected, getattr(training, name))
     else:
         try:
@@ -581,7 +585,6 @@ def evaluate_again(config: Config, trained: Checkpoint, folder: RunFolder, devic
     testing = open_testing(config, trained.classes, trained.feature_dim)
     if testing is None:
         raise DataError(str(config.data.root), "test split", "videos with segments to score", "none")
-    folder.claim()
     print(describe({"test": testing}, device, config))
     print(f"settings are those of {folder.path}")
     predictor = Predictor(trained, device)
@@ -648,11 +651,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--output-dir and --overwrite are for new runs")
     try:
         with terminated_like_ctrl_c():
-            trained = None
-            if earlier:
-                trained = load_weights(RunFolder(earlier).weights)
-                config = earlier_config(parser, RunFolder(earlier), trained.config, config)
-            return run(config, options, argv, trained)
+            if not earlier:
+                return run(config, options, argv, None)
+            folder = RunFolder(earlier)
+            if folder.path.is_dir():
+                folder.claim()
+            try:
+                trained = load_weights(folder.weights)
+                config = earlier_config(parser, folder, trained.config, config)
+                return run(config, options, argv, (folder, trained))
+            finally:
+                folder.release()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

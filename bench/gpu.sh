@@ -28,6 +28,7 @@ step() { # NAME SECONDS COMMAND...: at most so long, and no longer than the nine
   else
     timeout --kill-after=5 "$seconds" "$@" > "$work/$name.log" 2>&1 || code=$?
   fi
+  last_code=$code
   printf '%s\t%s\t%s\n' "$name" "$code" "$((SECONDS - begin))" >> "$work/steps.tsv"
   printf '== %s: exit code %s after %s s\n' "$name" "$code" "$((SECONDS - begin))"
   if [ "$code" -ne 0 ]; then
@@ -43,7 +44,7 @@ install=("$python" -m pip install --quiet --no-index --no-deps --no-build-isolat
 cuda=AUTO # without nvcc there are the Triton kernels to measure
 command -v nvcc > /dev/null && cuda=ON
 step build 150 env AHLM_CUDA=$cuda "${install[@]}"
-if ! (cd "$work" && "$python" -c 'import ahlm' 2> /dev/null); then
+if [ "$last_code" -ne 0 ]; then
   step build_without_cuda 60 env AHLM_CUDA=OFF "${install[@]}"
 fi
 step resources 30 "$python" bench/gpu_scan.py resources --output "$work/resources.json"
@@ -53,12 +54,14 @@ step card 50 bash -c '"$0" -c "import sys; from ahlm.kernels import cuda; sys.ex
 for part in baselines cuda triton; do
   step "times_$part" 90 "$python" bench/gpu_scan.py $part --output "$work/times_$part.json"
 done
-for part in steps profile; do
-  step $part 60 "$python" bench/gpu_scan.py $part --output "$work/$part.json"
+for kernel in triton cuda reference; do
+  step "steps_$kernel" 40 "$python" bench/gpu_scan.py steps --kernel $kernel --output "$work/steps_$kernel.json"
 done
-for tool in memcheck synccheck; do
-  step $tool 45 compute-sanitizer --tool $tool --error-exitcode 9 "$python" bench/gpu_scan.py small \
-    --output "$work/small.json"
+step profile 45 "$python" bench/gpu_scan.py profile --output "$work/profile.json"
+for check in "memcheck cuda" "synccheck cuda" "memcheck triton"; do
+  read -r tool kernel <<< "$check"
+  step "${tool}_$kernel" 45 compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" bench/gpu_scan.py small \
+    --kernel "$kernel" --output "$work/small.json"
 done
 step triton 90 "$python" -m pytest -v -W default tests/kernels/triton_scans.py
 
@@ -88,7 +91,8 @@ def of(part):
 
 result["resources"] = of("resources")
 result["times"] = [row for part in ("baselines", "cuda", "triton") for row in of(f"times_{part}") or []]
-result["training_step_ms"], result["training_step"] = of("steps"), of("profile")
+result["training_step_ms"] = [row for kernel in ("triton", "cuda", "reference") for row in of(f"steps_{kernel}") or []]
+result["training_step"] = of("profile")
 path = pathlib.Path(sys.argv[2]) / f"gpu_{re.sub('[^a-z0-9]+', '_', card.name.lower()).strip('_')}.json"
 path.write_text(json.dumps(result, indent=1) + "\n")
 with path.with_suffix(".log").open("w") as all_logs:

@@ -77,7 +77,7 @@ void parallel(std::size_t n, unsigned n_threads, const Make& make, const Work& w
     }
   };
   std::vector<std::thread> threads;
-  threads.reserve(n_threads);
+  threads.reserve(std::min<std::size_t>(n_threads, n));
   try {
     for (unsigned t = 1; t < n_threads && t < n; ++t) threads.emplace_back(run);
   } catch (const std::system_error&) {

@@ -72,7 +72,7 @@ def test_imports_point_downwards(path: Path) -> None:
 
 
 def test_kernels_import_nothing_of_ours() -> None:
-    """Nor from above their own folder; `cuda.py` asks ahlm where the compiled library lies."""
+    """Nor from above their own folder; `cuda.py` asks ahlm where its library lies, `core.py` loads the core."""
     folder = ROOT / "kernels"
     for path in folder.rglob("*.py"):
         assert not imports(path), path

@@ -366,6 +366,19 @@ def test_evaluating_again_follows_the_timeline_of_the_data(tmp_path: Path, capsy
     assert json.loads((run / FILES["evaluation"]).read_text())["mAP"] == before["mAP"]
 
 
+def test_evaluating_again_keeps_the_timeline_where_the_data_say_none(tmp_path: Path) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    write_demo(data)
+    (data / "features.json").write_text(json.dumps({"fps": 30, "stride": 15, "window": 15}))
+    assert main([*SHORT, "--config", "demo", "--data.root", str(data), "--output-dir", str(run)]) == 0
+    before = json.loads((run / FILES["evaluation"]).read_text())
+    (data / "features.json").unlink()
+    assert main(["--eval-only", str(run)]) == 0
+    assert json.loads((run / FILES["evaluation"]).read_text()) == before
+    assert main(["--resume", str(run)]) == 0
+    assert json.loads((run / FILES["predictions"]).read_text())["ahlm"]["features"]["fps"] == 30
+
+
 def test_videos_of_both_lists_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = tmp_path / "data"
     write_demo(data)

@@ -65,12 +65,14 @@ class Row:
 
 def replaced(config: Config, settings: Mapping[str, Any]) -> Config:
     """The configuration with some of its fields, named as on the command line, replaced."""
+    own: dict[str, Any] = {}
+    sections: dict[str, dict[str, Any]] = {}
     for path, value in settings.items():
         section, _, name = path.rpartition(".")
-        if section:
-            value = dataclasses.replace(getattr(config, section), **{name: value})
-        config = dataclasses.replace(config, **{section or name: value})
-    return config
+        (sections.setdefault(section, {}) if section else own)[name] = value
+    # all at once: a configuration is checked as a whole
+    changed = {section: dataclasses.replace(getattr(config, section), **fields) for section, fields in sections.items()}
+    return dataclasses.replace(config, **own, **changed)
 
 
 def all_rows(config: Config) -> list[Row]:

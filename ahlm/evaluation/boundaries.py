@@ -105,8 +105,8 @@ def score_file(database: dict[str, Any], extra: dict[str, Any]) -> dict[str, dic
         for video, n in zip(videos, n_snippets, strict=True)
     ]
     table: dict[str, dict[str, dict[str, float]]] = {}
-    stages = [*extra["change_points"][videos[0]]] if videos else ["detected"]
-    for stage in stages:
+    there = extra["change_points"][videos[0]] if videos else ()
+    for stage in ("detected", *(stage for stage in ("refined", "foreground") if stage in there)):
         detected = [spec.edge_position(np.array(extra["change_points"][video][stage], float)) for video in videos]
         table[stage] = {
             f"{tolerance:g}": change_point_scores(detected, truth, n_snippets, tolerance)._asdict()

@@ -241,7 +241,7 @@ def evaluate(
 def _change_points(name: str, database: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
     try:
         return score_file(database, extra)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise DataError(
             name, "ahlm", "features, n_snippets and change_points as ahlm.infer writes", repr(error)
         ) from None

@@ -164,7 +164,7 @@ def write_report(
         misses=diagnosis.misses(),
         tiou=diagnosis.tiou,
         videos=rows,
-        left_out=len(dataset) - len(rows),
+        left_out=len(videos) - len(rows),
         all_labels=sorted({label for row in rows for label in row.labels}),
         kinds=KINDS[1:],
     )

@@ -71,6 +71,13 @@ def test_a_row_that_does_not_go_with_the_recipe_is_left_out() -> None:
     assert "features: slow" not in names
 
 
+def test_fields_are_replaced_at_once() -> None:
+    """Belief 0 alone and evidence 0 would be refused."""
+    config = replaced(load_recipe("demo"), {"detector.belief_weight": 1.0, "detector.evidence_weight": 0.0})
+    names = [row.name for row in all_rows(config)]
+    assert {"literal reading", "filter: none"} <= set(names)
+
+
 def test_rows_bring_what_they_are_compared_with() -> None:
     rows = all_rows(load_recipe("demo"))
     assert {row.name for row in chosen_rows(rows, ["no reset"])} == {"no reset", FULL, THRESHOLDS}

@@ -223,6 +223,9 @@ def test_null_names_no_subset(written: Callable[[str], Path]) -> None:
     (root / "gt.json").write_text(json.dumps(truth))
     assert not has_split(DataConfig(root=str(root)), "test")
     assert has_split(DataConfig(root=str(root)), "train")
+    (root / "split_test.txt").write_bytes(b"\xff\xfe")  # a broken list is no missing one
+    assert has_split(DataConfig(root=str(root)), "test")
+    (root / "split_test.txt").unlink()
     truth["database"]["train_000"]["duration"] = 10**400
     (root / "gt.json").write_text(json.dumps(truth))
     with pytest.raises(DataError, match=r"database\.train_000\.duration: expected a number of seconds"):

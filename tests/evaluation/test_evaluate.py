@@ -359,6 +359,8 @@ def test_change_points_in_a_file_are_scored() -> None:
         ("features", {"fps": 1}),
         ("features", {"fps": 1, "stride": 0, "window": 1}),
         ("n_snippets", {}),
+        ("n_snippets", {"v": 10**400}),
+        ("change_points", {"v": {}}),
         ("change_points", {"v": {"detected": None}}),
         ("change_points", {"v": {"detected": ["x"], "refined": [], "foreground": []}}),
         ("change_points", 3),
