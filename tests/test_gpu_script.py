@@ -20,7 +20,7 @@ case "$*" in
   "-m pip"*) echo "no compiler"; exit 1;;
   "-m pytest"*|"-c import sys; from ahlm"*) exit 0;;
   *"profile --output"*) exit 1;;
-  *"triton --output"*) echo '[{"what": "triton"}]' > "$4"; exit 0;;
+  "bench/gpu_scan.py triton --output"*) echo '[{"what": "triton"}]' > "$4"; exit 0;;
   bench/*) exit 0;;
 esac
 PYTHONPATH=FOLDER exec PYTHON "$@"
