@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ahlm.config import DataConfig
+from ahlm.config import DataConfig, check_fields
 from ahlm.errors import DataError
 
 if TYPE_CHECKING:
@@ -38,15 +38,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`python -m ahlm.check`."""
     parser = _parser()
     arguments = parser.parse_args(argv)
-    for name in ("fps", "stride", "window"):
-        if not 0 < getattr(arguments, name) < float("inf"):
-            parser.error(f"--data.{name}: expected a positive number, got {getattr(arguments, name)}")
+    names = ("root", "features", "annotations", "fps", "stride", "window")
+    config = DataConfig(**{name: getattr(arguments, name) for name in names})
+    try:
+        check_fields(config, "data.")
+    except ValueError as error:
+        parser.error(str(error))
     # NumPy loads only after the command line was found good
     from ahlm.data.inspection import inspect
 
-    names = ("root", "features", "annotations", "fps", "stride", "window")
     try:
-        found = inspect(DataConfig(**{name: getattr(arguments, name) for name in names}), progress=True)
+        found = inspect(config, progress=True)
     except KeyboardInterrupt:
         return 130
     except (DataError, OSError) as error:

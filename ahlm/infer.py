@@ -365,6 +365,11 @@ def moved(trained: DataConfig, root: str, features: str | None = None, annotatio
     )
 
 
+def timed(data: DataConfig, spec: FeatureSpec) -> DataConfig:
+    """With the timeline of training, which counts where the data set says no other."""
+    return dataclasses.replace(data, **vars(spec))
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Body of the command; see `--help`."""
     predictor = load(arguments.checkpoint, select_device(arguments.device))
@@ -374,8 +379,7 @@ def run(arguments: argparse.Namespace) -> int:
         config = dataclasses.replace(config, localization=settings)
     if arguments.root:
         data = moved(config.data, arguments.root, arguments.features, arguments.annotations)
-        # the timeline of training, where the data do not say another
-        data = dataclasses.replace(data, missing=arguments.missing, **vars(predictor.spec))
+        data = dataclasses.replace(timed(data, predictor.spec), missing=arguments.missing)
         dataset = open_dataset(data, arguments.split, classes=predictor.classes)
         for note in dataset.notes:
             print(f"note: {note}")

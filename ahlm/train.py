@@ -34,7 +34,7 @@ from ahlm.data.synthetic import open_split
 from ahlm.errors import DataError
 from ahlm.evaluation.predictions import write_predictions
 from ahlm.files import write_json, write_text
-from ahlm.infer import Predictor, VideoAnalysis, moved, score, select_device
+from ahlm.infer import Predictor, VideoAnalysis, moved, score, select_device, timed
 from ahlm.kernels.compiled import default_backend, promoted
 from ahlm.kernels.core import choose_backend
 from ahlm.model.ahlm import AHLM
@@ -538,8 +538,7 @@ def run(config: Config, options: Any, argv: Sequence[str], earlier: tuple[RunFol
     data = config
     if earlier is not None:
         folder, trained = earlier
-        # the timeline of training, where the data do not say another
-        data = dataclasses.replace(config, data=dataclasses.replace(config.data, **vars(trained.spec)))
+        data = dataclasses.replace(config, data=timed(config.data, trained.spec))
         if options.eval_only:
             return evaluate_again(data, trained, folder, device)
     training, validation, testing = open_splits(data)

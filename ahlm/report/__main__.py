@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Sequence
 
 from ahlm.data.synthetic import open_split
 from ahlm.errors import DataError
 from ahlm.files import read_json, write_text
-from ahlm.infer import load, moved, score
+from ahlm.infer import load, moved, score, timed
 from ahlm.report.html import draw, write_report
 from ahlm.run_folder import RunFolder, read_metrics
 
@@ -20,7 +19,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder, predictor = RunFolder(arguments.run), load(arguments.run)
     data = predictor.config.data
     data = moved(data, arguments.root) if arguments.root else data
-    data = dataclasses.replace(data, **vars(predictor.spec))
+    data = timed(data, predictor.spec)
     dataset = open_split(data, "test", predictor.classes)
     predictor.follow(dataset, data.root)
     if arguments.picture:
