@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ahlm.ablation.experiment import Experiment
+from ahlm.ablation.experiment import Experiment, decisive
 from ahlm.ablation.rows import FULL, ORACLE, THRESHOLDS, Row, all_rows, chosen_rows
 from ahlm.ablation.tables import markdown, plot, summarise
 from ahlm.arguments import config_mapping, config_parser, parse
@@ -24,9 +24,9 @@ from ahlm.data.dataset import FeatureDataset
 from ahlm.data.synthetic import open_split
 from ahlm.errors import DataError
 from ahlm.evaluation import PROTOCOLS
-from ahlm.files import write_json, write_text
-from ahlm.infer import select_device
-from ahlm.train import Interrupted, be_deterministic, open_testing
+from ahlm.files import read_json, write_json, write_text
+from ahlm.infer import open_testing, select_device
+from ahlm.train import Interrupted, be_deterministic
 
 VALIDATION = 0.2  # share of the training list where the recipe keeps none
 
@@ -41,8 +41,8 @@ def open_experiment(config: Config, split: str, folder: Path, resamples: int) ->
     training, validation = everything.split_validation(config.data.validation or VALIDATION)
     scored: FeatureDataset | None = validation
     if split == "test":
-        training, scored = everything, open_testing(config, everything.classes, everything.feature_dim)
-    for name, part in (("validation", validation), (split, scored)):
+        training, scored = everything, open_testing(config.data, everything.classes, everything.feature_dim)
+    for name, part in ((split, scored), ("validation", validation)):
         if part is None or not any(video.segments for video in part.videos):
             raise DataError(config.data.root or "demo", f"{name} videos", "segments to compare with", "none")
     assert scored is not None
@@ -57,6 +57,9 @@ def run(config: Config, options: Any) -> int:
     if importlib.util.find_spec("ruptures") is None and any(row.points.startswith("kernel_") for row in rows):
         print("note: the rows of KernelCPD are left out: they need ruptures (pip install 'ahlm[bench]')")
         rows = [row for row in rows if not row.points.startswith("kernel_")]
+    table = folder / f"{options.split}.json"
+    if table.exists() and decisive(read_json(table)["config"]) != decisive(config_mapping(config)):
+        print(f"note: {table} is of other settings, and will be replaced")
     experiment = open_experiment(config, options.split, folder, options.resamples)
     if config.detector.slow_size > experiment.training.feature_dim:
         print(f"note: rows of slow features are left out: there are fewer than {config.detector.slow_size} dimensions")

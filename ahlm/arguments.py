@@ -32,9 +32,8 @@ def recipe_path(name: str) -> str:
 
 def config_parser(prog: str, description: str) -> ArgumentParser:
     """A parser of all fields of `Config`, as `--seed` or `--detector.latent_size`; callers add their own options."""
-    parser = ArgumentParser(
-        prog=prog, description=description, usage=f"{prog} [--config NAME|FILE] [--data.root DIR] [options]"
-    )
+    usage = f"{prog} [--config NAME|FILE] [--data.root DIR] [options]"
+    parser = ArgumentParser(prog=prog, description=description, usage=usage, allow_abbrev=False)
     parser.add_argument("--config", action="config", help=f"recipe ({', '.join(recipes())}) or YAML file")
     parser.add_class_arguments(Config)
     return parser
@@ -56,7 +55,10 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> tuple[Config, Namespac
             rest.append(word.replace("--missing", "--data.missing", 1) if word.startswith("--missing") else word)
     if recipe is None:
         recipe = DATA_RECIPE if any(word.split("=")[0] == "--data.root" for word in rest) else DEMO_RECIPE
-    argv = [f"--config={recipe_path(recipe)}", *rest]
+    path = recipe_path(recipe)
+    if not Path(path).is_file():
+        parser.error(f"--config: expected a YAML file or one of {', '.join(recipes())}, got {recipe or 'nothing'}")
+    argv = [f"--config={path}", *rest]
     try:
         namespace = parser.parse_args(argv)
     except TypeError as error:  # a group of fields that is null

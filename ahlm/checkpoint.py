@@ -106,7 +106,7 @@ def load_state(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # torch raises many kinds for a truncated or foreign file
         raise DataError(path, "state", "a state written by ahlm.train", type(error).__name__) from None
     known = state.keys() if isinstance(state, dict) else set()
-    missing = {"weights", "step", "optimizers", "best_validation", "scaler"} - known
+    missing = {"weights", "step", "optimizers", "best_validation", "scaler", "data"} - known
     if missing:
         raise DataError(path, "state", "a state written by ahlm.train", f"one without {', '.join(sorted(missing))}")
     return state

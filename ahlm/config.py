@@ -291,6 +291,11 @@ class Config:
         if self.classifier.segment_weight:
             self._check_teaching()
 
+    @property
+    def total_steps(self) -> int:
+        """Steps of a run: those of the module that trains longer."""
+        return max(self.classifier_optim.iterations, self.detector_optim.iterations)
+
     def _check_teaching(self) -> None:
         done, steps = self.detector_optim.iterations, self.classifier_optim.iterations
         begin = self.classifier.segment_from

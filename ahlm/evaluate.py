@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ahlm.errors import DataError
 from ahlm.evaluation.protocols import PROTOCOLS
@@ -14,7 +15,7 @@ from ahlm.evaluation.protocols import PROTOCOLS
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ahlm.evaluate", description="Score detections: mAP at tIoU.")
-    parser.add_argument("ground_truth", metavar="GT.json", help="ActivityNet JSON")
+    parser.add_argument("ground_truth", metavar="GT.json", help="ActivityNet JSON, or labels.csv with segments")
     parser.add_argument("predictions", metavar="PRED.json", help="ActivityNet results JSON, of any project")
     parser.add_argument("--protocol", choices=tuple(PROTOCOLS), default="thumos14", help="default: thumos14")
     parser.add_argument("--subset", help="of the ground truth (default: the protocol's)")
@@ -24,6 +25,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", metavar="OUT", help="write the result here")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT")
     return parser
+
+
+def _ground_truth(path: str) -> str | dict[str, Any]:
+    """The path of a JSON, or what such a file would hold for a CSV."""
+    from ahlm.data.annotations import read_annotations
+
+    if not path.lower().endswith(".csv"):
+        return path
+    return {
+        video: {
+            "subset": known.subset,
+            "annotations": [{"label": s.label, "segment": [s.start_s, s.end_s]} for s in known.segments],
+        }
+        for video, known in read_annotations(path).items()
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings(record=True) as notes:
             warnings.simplefilter("always")
             result = evaluate(
-                arguments.ground_truth,
+                _ground_truth(arguments.ground_truth),
                 arguments.predictions,
                 arguments.protocol,
                 subset=arguments.subset,

@@ -18,7 +18,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, remove it on failure."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(path)) from None
     os.close(handle)
     temporary = Path(name)
     try:
@@ -52,6 +55,8 @@ def read_text(path: str | Path, expected: str) -> str:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise DataError(path, "file", expected, "no such file") from None
+    except IsADirectoryError:
+        raise DataError(path, "file", expected, "a folder") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(path, "file", f"{expected}, in UTF-8", error) from None
 

@@ -18,15 +18,16 @@ from tqdm import tqdm
 
 from ahlm.checkpoint import Checkpoint, load_weights
 from ahlm.config import DEVICE, Config, DataConfig
-from ahlm.data.dataset import FeatureDataset, open_dataset
+from ahlm.data.dataset import FeatureDataset, has_split, open_dataset
 from ahlm.data.sampling import collate, sample_snippets_test
+from ahlm.data.synthetic import open_split
 from ahlm.errors import DataError
 from ahlm.evaluation import Result, evaluate
 from ahlm.evaluation.predictions import write_predictions
 from ahlm.kernels.compiled import default_backend
 from ahlm.localization import Localization, localize
 from ahlm.localization.directions import Direction, join_directions
-from ahlm.run_folder import FILES
+from ahlm.run_folder import FILES, RunFolder
 from ahlm.timeline import FeatureSpec
 
 Found = TypeVar("Found")
@@ -94,7 +95,7 @@ class Predictor:
         if dataset.feature_dim != expected:
             raise DataError(str(root), "feature_dim", f"{expected} as in training", dataset.feature_dim)
         if dataset.spec != self.spec:
-            print(f"note: trained on {self.spec}, this data set says {dataset.spec} ({dataset.spec_source})")
+            print(f"note: trained on {self.spec}; of these data {dataset.spec_source} says {dataset.spec}")
             self.spec = dataset.spec
 
     def localize(self, features: NDArray[Any], duration_s: float | None = None, **localization: Any) -> list[Detection]:
@@ -108,9 +109,12 @@ class Predictor:
         Raises:
             ValueError: wrong shape, no snippet, or values that are not finite.
         """
-        features = np.asarray(features)
-        if features.ndim != 2 or features.shape[1] != self.checkpoint.feature_dim or not len(features):
-            raise ValueError(f"features must be [n >= 1, {self.checkpoint.feature_dim}], got {list(features.shape)}")
+        features, expected = np.asarray(features), self.checkpoint.feature_dim
+        if features.dtype.kind not in "fiu":
+            raise ValueError(f"features must be numbers, got {features.dtype}; np.load reads a file of them")
+        if features.ndim != 2 or features.shape[1] != expected or not len(features):
+            hint = "; transposed?" if features.ndim == 2 and len(features) == expected else ""
+            raise ValueError(f"features must be [n >= 1, {expected}], got {list(features.shape)}{hint}")
         if not np.isfinite(features).all():
             raise ValueError("features must be finite, got NaN or infinity")
         features = features.astype(np.float32, copy=False)
@@ -337,16 +341,16 @@ def load(run: str | Path, device: str = "cpu") -> Predictor:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ahlm.infer", description="Localise actions with a trained model.")
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="run folder or .safetensors file")
-    parser.add_argument("files", nargs="*", metavar="FILE.npy", help="feature files [n, F]; or use --data.root")
-    parser.add_argument("--data.root", dest="root", metavar="DIR", help="folder of a data set")
+    parser.add_argument("files", nargs="*", metavar="FILE.npy", help="feature files [n, F], or folders of them")
+    parser.add_argument("--data.root", dest="root", metavar="DIR", help="folder of a data set, in place of files")
     for name in ("features", "annotations"):
         parser.add_argument(f"--data.{name}", dest=name, metavar="NAME", help="within it, where there are several")
-    parser.add_argument("--split", default="test", help="split of the data set (default: test)")
+    parser.add_argument("--split", help="split of the data set (default: test)")
     parser.add_argument("--output", required=True, metavar="JSON", help="where the predictions go")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     parser.add_argument("--proposals", choices=("change_points", "both", "thresholds"), help="default: the run's")
     parser.add_argument("--oracle", action="store_true", help="true boundaries as change-points (evaluation only)")
-    parser.add_argument("--missing", choices=("error", "skip"), default="error", help="videos without features")
+    parser.add_argument("--missing", choices=("error", "skip"), help="videos without features (default: error)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     return parser
 
@@ -370,26 +374,48 @@ def timed(data: DataConfig, spec: FeatureSpec) -> DataConfig:
     return dataclasses.replace(data, **vars(spec))
 
 
+def open_testing(data: DataConfig, classes: tuple[str, ...], feature_dim: int) -> FeatureDataset | None:
+    """The test split, all of it read once; none where the data have none with segments to score."""
+    if data.root is not None and not has_split(data, "test"):
+        return None
+    testing = open_split(data, "test", classes)
+    if testing.feature_dim != feature_dim:
+        expected = f"{feature_dim} as in training"
+        raise DataError(str(data.root), "feature_dim of the test split", expected, testing.feature_dim)
+    if not any(video.segments for video in testing.videos):
+        print(f"note: the {len(testing)} videos of the test split have no segments, and are not scored")
+        return None
+    read_all(testing)
+    return testing
+
+
+def read_all(dataset: FeatureDataset) -> None:
+    """Read every video, so that a broken one is found now."""
+    for i in range(len(dataset)):
+        dataset.features(i)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Body of the command; see `--help`."""
     predictor = load(arguments.checkpoint, select_device(arguments.device))
     config = predictor.config
+    for note in RunFolder(arguments.checkpoint).doubts(predictor.checkpoint):
+        print(f"note: {note}")
     if arguments.proposals:
         settings = dataclasses.replace(config.localization, proposals=arguments.proposals)
         config = dataclasses.replace(config, localization=settings)
+    data = timed(config.data, predictor.spec)
     if arguments.root:
-        data = moved(config.data, arguments.root, arguments.features, arguments.annotations)
-        data = dataclasses.replace(timed(data, predictor.spec), missing=arguments.missing)
-        dataset = open_dataset(data, arguments.split, classes=predictor.classes)
-        for note in dataset.notes:
-            print(f"note: {note}")
-        predictor.follow(dataset, data.root)
-        predictions = predict(predictor, dataset, config=config, oracle=arguments.oracle)
+        data = moved(data, arguments.root, arguments.features, arguments.annotations)
+        data = dataclasses.replace(data, missing=arguments.missing or "error")
+        dataset = open_dataset(data, arguments.split or "test", classes=predictor.classes)
     else:
-        dataset = FeatureDataset.from_files(
-            arguments.files, predictor.classes, predictor.spec, predictor.checkpoint.feature_dim
-        )
-        predictions = predict(predictor, dataset, config=config)
+        dataset = FeatureDataset.from_files(arguments.files, predictor.classes, data, predictor.checkpoint.feature_dim)
+    print(f"{dataset.spec} (from {dataset.spec_source})")
+    for note in dataset.notes:
+        print(f"note: {note}")
+    predictor.follow(dataset, arguments.root)
+    predictions = predict(predictor, dataset, config=config, oracle=arguments.oracle)
     write_predictions(arguments.output, predictions)
     n_detections = sum(map(len, predictions["results"].values()))
     print(f"{len(dataset)} videos, {n_detections} detections ({config.localization.proposals}) -> {arguments.output}")
@@ -415,11 +441,13 @@ def select_device(name: str) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m ahlm.infer`."""
     parser = _parser()
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)  # files may stand on both sides of an option
     if bool(arguments.root) == bool(arguments.files):
         parser.error("give either feature files or --data.root")
-    if arguments.oracle and not arguments.root:
-        parser.error("--oracle needs --data.root, whose annotations hold the true boundaries")
+    if not arguments.root:
+        for option in ("oracle", "split", "missing", "features", "annotations"):
+            if getattr(arguments, option):
+                parser.error(f"--{option} is for a data set, which --data.root gives")
     if Path(arguments.output).is_dir():
         parser.error(f"--output must be a file, got the folder {arguments.output}")
     if Path(arguments.output).exists() and not arguments.overwrite:

@@ -14,7 +14,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 import ahlm
+from ahlm.arguments import config_mapping
+from ahlm.checkpoint import Checkpoint
+from ahlm.config import Config
 from ahlm.errors import DataError
 from ahlm.files import write_json, write_text
 
@@ -103,6 +108,38 @@ class RunFolder:
         if self.metrics.exists():
             records = read_metrics(self.metrics)
             write_text(self.metrics, "".join(json.dumps(r) + "\n" for r in records if r["step"] < step))
+
+    def edited(self, config: Config) -> list[str]:
+        """Fields of config.yaml that are not those of the run's weights; its data and its device may move."""
+
+        def flat(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+            values: dict[str, Any] = {}
+            for name, value in mapping.items():
+                values |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+            return values
+
+        if not self.config.exists():
+            return []
+        try:
+            written = yaml.safe_load(self.config.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError):
+            written = None
+        if not isinstance(written, dict):
+            return ["it holds no settings"]
+        kept = flat(config_mapping(config))
+        changed = {name for name, value in flat(written).items() if kept.get(name) != value}
+        return sorted(changed - {"data.root", "device"})
+
+    def doubts(self, trained: Checkpoint) -> list[str]:
+        """What a user of the run's last weights should know: that training stopped early, or a file was edited."""
+        if not self.path.is_dir():
+            return []  # weights of their own
+        notes, total = [], trained.config.total_steps
+        if trained.step < total:
+            notes.append(f"training stopped at step {trained.step} of {total}; --resume goes on with it")
+        if changed := self.edited(trained.config):
+            notes.append(f"{self.config} was edited ({', '.join(changed)}); the run's own settings count")
+        return notes
 
     def write_environment(self, device: str, backends: Mapping[str, str], command: list[str]) -> None:
         """Write env.json: versions, machine, device, backends in use, git state of the working folder."""

@@ -30,6 +30,9 @@ class FeatureSpec:
             if not (np.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be a positive number, got {value}")
 
+    def __str__(self) -> str:
+        return f"{self.fps:g} fps, stride {self.stride:g}, window {self.window:g}: {self.snippet_s:.4g} s a snippet"
+
     @property
     def snippet_s(self) -> float:
         """Seconds from one snippet to the next."""

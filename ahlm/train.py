@@ -27,14 +27,14 @@ from tqdm import tqdm
 from ahlm.arguments import config_mapping, config_parser, parse
 from ahlm.checkpoint import Checkpoint, load_state, load_weights, save_state, save_weights
 from ahlm.config import Config, OptimConfig
-from ahlm.data.dataset import FeatureDataset, has_split
+from ahlm.data.dataset import FeatureDataset
 from ahlm.data.sampling import collate, crop_start, sample_snippets_train
 from ahlm.data.slow_features import Read, as_they_are, slow_projection
 from ahlm.data.synthetic import open_split
 from ahlm.errors import DataError
 from ahlm.evaluation.predictions import write_predictions
 from ahlm.files import write_json, write_text
-from ahlm.infer import Predictor, VideoAnalysis, moved, score, select_device, timed
+from ahlm.infer import Predictor, VideoAnalysis, moved, open_testing, read_all, score, select_device, timed
 from ahlm.kernels.compiled import default_backend, promoted
 from ahlm.kernels.core import choose_backend
 from ahlm.model.ahlm import AHLM
@@ -153,7 +153,7 @@ class Trainer:
         snippets = np.array([dataset.n_snippets(i) for i in range(len(dataset))], np.float64)
         self.crop_weights = snippets / snippets.sum()
         self.parts = (Part(model.classifier, config.classifier_optim), Part(model.detector, config.detector_optim))
-        self.total_steps = max(part.config.iterations for part in self.parts)
+        self.total_steps = config.total_steps
         self.step = 0
         self.best_validation = -1.0
         # fp16 gradients vanish below 6e-8; in fp32 and bf16 the scaler does nothing
@@ -264,7 +264,7 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """What a resumed run needs beside the weights."""
         optimizers = [part.optimizer.state_dict() for part in self.parts]
-        progress = {"step": self.step, "best_validation": self.best_validation}
+        progress = {"step": self.step, "best_validation": self.best_validation, "data": self.dataset.fingerprint}
         return {**progress, "optimizers": optimizers, "scaler": self.scaler.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -448,14 +448,14 @@ def test(predictor: Predictor, dataset: FeatureDataset, folder: RunFolder) -> No
         }
     write_json(folder.evaluation, summary)
     metrics = read_metrics(folder.metrics) if folder.metrics.exists() else []
-    write_report(folder.report, predictor, dataset, analyses, predictions, result, metrics, summary.get("best"))
+    write_report(folder.report, predictor, dataset, analyses, (predictions, result), metrics, summary.get("best"))
     print(result)
     print(f"results of the last checkpoint in {folder.path}; look at {folder.report}")
 
 
 def earlier_config(parser: ArgumentParser, folder: RunFolder, config: Config, given: Config) -> Config:
     """The settings of an earlier run; a command line may move its data and its device and change nothing else."""
-    if changed := edited_fields(folder, config):
+    if changed := folder.edited(config):
         parser.error(
             f"{folder.config} was edited ({', '.join(changed)}), and an earlier run keeps its settings; undo it"
         )
@@ -470,28 +470,6 @@ def earlier_config(parser: ArgumentParser, folder: RunFolder, config: Config, gi
     return config
 
 
-def edited_fields(folder: RunFolder, config: Config) -> list[str]:
-    """Fields of a run's `config.yaml` that are not those of its weights; its data and its device may move."""
-
-    def flat(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        for name, value in mapping.items():
-            values |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-        return values
-
-    if not folder.config.exists():
-        return []
-    try:
-        written = yaml.safe_load(folder.config.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError):
-        written = None
-    if not isinstance(written, dict):
-        return ["it holds no settings"]
-    kept = flat(config_mapping(config))
-    changed = {name for name, value in flat(written).items() if kept.get(name) != value}
-    return sorted(changed - {"data.root", "device"})
-
-
 def open_splits(config: Config) -> tuple[FeatureDataset, FeatureDataset | None, FeatureDataset | None]:
     """Training, validation and test split, every value of them read once, so that bad data stop a run before it starts.
 
@@ -499,7 +477,7 @@ def open_splits(config: Config) -> tuple[FeatureDataset, FeatureDataset | None, 
     segments to score.
     """
     training, validation = open_split(config.data, "train"), None
-    testing = open_testing(config, training.classes, training.feature_dim)
+    testing = open_testing(config.data, training.classes, training.feature_dim)
     if config.data.validation:
         training, validation = training.split_validation(config.data.validation)
         if not any(video.segments for video in validation.videos):
@@ -507,26 +485,6 @@ def open_splits(config: Config) -> tuple[FeatureDataset, FeatureDataset | None, 
     for dataset in filter(None, (training, validation)):
         read_all(dataset)
     return training, validation, testing
-
-
-def open_testing(config: Config, classes: tuple[str, ...], feature_dim: int) -> FeatureDataset | None:
-    """The test split, all of it read once; none where the data have none with segments to score."""
-    if config.data.root is not None and not has_split(config.data, "test"):
-        return None
-    testing = open_split(config.data, "test", classes)
-    if testing.feature_dim != feature_dim:
-        expected = f"{feature_dim} as in training"
-        raise DataError(str(config.data.root), "feature_dim of the test split", expected, testing.feature_dim)
-    if not any(video.segments for video in testing.videos):
-        return None
-    read_all(testing)
-    return testing
-
-
-def read_all(dataset: FeatureDataset) -> None:
-    """Read every video, so that a broken one is found now."""
-    for i in range(len(dataset)):
-        dataset.features(i)
 
 
 def run(config: Config, options: Any, argv: Sequence[str], earlier: tuple[RunFolder, Checkpoint] | None) -> int:
@@ -560,7 +518,11 @@ def run(config: Config, options: Any, argv: Sequence[str], earlier: tuple[RunFol
         write_text(folder.config, yaml.safe_dump(config_mapping(config), sort_keys=False))
     trainer = Trainer(model, training, config, device)
     if earlier is not None:
-        trainer.restore(load_state(folder.state))
+        state = load_state(folder.state)
+        if state["data"] != training.fingerprint:
+            expected = f"videos, annotations and features as {folder.path} began with"
+            raise DataError(str(config.data.root), "training list", expected, "others", "train anew")
+        trainer.restore(state)
         folder.forget_after(trainer.step + 1)
         print(f"settings are those of {folder.path}; resuming at step {trainer.step} of {trainer.total_steps}")
     folder.write_environment(device, backends(device), list(argv))
@@ -571,9 +533,17 @@ def run(config: Config, options: Any, argv: Sequence[str], earlier: tuple[RunFol
         print(f"stopped at step {trainer.step}; go on with: python -m ahlm.train --resume {here}", file=sys.stderr)
         return 130
     predictor = Predictor(load_weights(folder.weights), device)
+    if validation is not None:
+        scores = {r["step"]: r["validation_mAP"] for r in read_metrics(folder.metrics) if "validation_mAP" in r}
+        best = max(scores, key=lambda step: scores[step])
+        last = f"{100 * scores[trainer.step]:.2f} at the end"
+        print(f"validation mAP (%): {last}, {100 * scores[best]:.2f} at step {best}, which is kept in {folder.best}")
     if testing is None:
-        print(firing(predictor.analyse_dataset(training)))
-        print(f"nothing to score; localise with: python -m ahlm.infer --checkpoint {here} FILE.npy --output OUT.json")
+        analyses = predictor.analyse_dataset(training)
+        print(firing(analyses))
+        write_report(folder.report, predictor, training, analyses, metrics=read_metrics(folder.metrics))
+        print(f"nothing to score; what was found in the training videos is in {folder.report}")
+        print(f"localise in others with: python -m ahlm.infer --checkpoint {here} FILE.npy --output OUT.json")
     else:
         test(predictor, testing, folder)
     return 0
@@ -581,11 +551,13 @@ def run(config: Config, options: Any, argv: Sequence[str], earlier: tuple[RunFol
 
 def evaluate_again(config: Config, trained: Checkpoint, folder: RunFolder, device: str) -> int:
     """Test a trained run once more; of its data the test split alone is read."""
-    testing = open_testing(config, trained.classes, trained.feature_dim)
+    testing = open_testing(config.data, trained.classes, trained.feature_dim)
     if testing is None:
         raise DataError(str(config.data.root), "test split", "videos with segments to score", "none")
     print(describe({"test": testing}, device, config))
     print(f"settings are those of {folder.path}")
+    for note in folder.doubts(trained):
+        print(f"note: {note}")
     predictor = Predictor(trained, device)
     predictor.follow(testing, config.data.root)
     test(predictor, testing, folder)
@@ -611,7 +583,6 @@ def describe(splits: Mapping[str, FeatureDataset | None], device: str, config: C
     """What the run works on: device, data by their splits, timeline, and what was mended."""
     there = {name: dataset for name, dataset in splits.items() if dataset is not None}
     first, *_ = there.values()
-    spec = first.spec
     used = ", ".join(f"{name}={backend}" for name, backend in backends(device).items())
     sizes = ", ".join(
         f"no {name} split" if dataset is None else f"{name} {len(dataset)} videos ({len(dataset.missing)} missing)"
@@ -620,8 +591,7 @@ def describe(splits: Mapping[str, FeatureDataset | None], device: str, config: C
     lines = [
         f"device {device}; {config.precision}; backends: {used}; seed {config.seed}",
         f"{sizes}, {len(first.classes)} classes, {first.feature_dim} features a snippet, layout {first.layout}",
-        f"{spec.fps:g} fps, stride {spec.stride:g}, window {spec.window:g} (from {first.spec_source}): "
-        f"{spec.snippet_s:.3g} s a snippet",
+        f"{first.spec} (from {first.spec_source})",
     ]
     if config.data.root is not None and {"train", "test"} <= there.keys():
         trained, tested = ({video.id for video in there[name].videos} for name in ("train", "test"))

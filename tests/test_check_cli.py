@@ -192,6 +192,22 @@ def test_tags_alone_are_no_error(root: Path, capsys: pytest.CaptureFixture[str])
     assert (code, kinds(report)) == (0, [("warning", "no test split")])
 
 
+def test_labels_and_subsets_that_look_like_slips(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "split_test.txt").unlink()
+    names = (root / "split_train.txt").read_text().split()
+    content = json.loads((root / "gt.json").read_text())
+    for name, entry in content["database"].items():
+        entry["subset"] = "train" if name in names else "test"
+    first = content["database"][names[0]]
+    first["annotations"].append({"segment": [0, 1], "label": first["annotations"][0]["label"].upper()})
+    content["database"]["test_000"]["subset"] = "tst"
+    (root / "gt.json").write_text(json.dumps(content))
+    report = check(root, capsys)[1]
+    (same,) = texts(report, "labels that differ in case alone")
+    assert same.endswith(f"{first['annotations'][-1]['label']}, {first['annotations'][0]['label']}")
+    assert texts(report, "video of neither split") == [f"{root / 'gt.json'}: 1 labelled videos, subset tst: test_000"]
+
+
 def test_empty_list_and_nothing_to_score(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = json.loads((root / "gt.json").read_text())
     for name, entry in content["database"].items():
@@ -199,7 +215,7 @@ def test_empty_list_and_nothing_to_score(root: Path, capsys: pytest.CaptureFixtu
             entry |= {"labels": ["Jump"], "annotations": []}
     (root / "gt.json").write_text(json.dumps(content))
     code, report = check(root, capsys)
-    assert (code, kinds(report)[0]) == (3, ("error", "test video without segments"))
+    assert (code, ("warning", "test video without segments") in kinds(report)) == (0, True)
     assert texts(report, "test video without segments")[0].endswith("; nothing can be scored")
     (root / "split_test.txt").write_text("\n")
     code, report = check(root, capsys)

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # each layer may import itself and the layers below it
 LAYERS = [
-    ["ahlm.cli"],
+    ["ahlm.__main__"],
     ["ahlm.ablate"],
     ["ahlm.ablation"],
     ["ahlm.train", "ahlm.convert", "ahlm.check"],

@@ -79,6 +79,8 @@ def test_a_first_detection_does_not_wait_for_torchs_compiler(run: Path) -> None:
         (np.zeros((0, 64), np.float32), r"got \[0, 64\]"),
         (np.zeros(64, np.float32), r"got \[64\]"),
         (np.full((5, 64), np.nan, np.float32), "finite"),
+        (np.zeros((64, 5), np.float32), "got \\[64, 5\\]; transposed"),
+        ("a.npy", "features must be numbers, got <U5; np.load reads"),
     ],
 )
 def test_localize_refuses(run: Path, features: np.ndarray, message: str) -> None:
@@ -274,6 +276,40 @@ def test_data_that_say_no_timeline_have_that_of_training(run: Path, tmp_path: Pa
     found = json.loads(output.read_text())
     assert found["ahlm"]["features"] == vars(spec)
     assert len(found["results"]) == len(videos)
+
+
+def test_files_have_the_timeline_that_lies_beside_them(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = FeatureSpec(30.0, 15, 10)
+    clips, output = tmp_path / "root" / "features" / "clips", tmp_path / "out.json"
+    clips.mkdir(parents=True)
+    for i in range(2):
+        np.save(clips / f"{i}.npy", demo_dataset("test").features(i))
+    command = ["--checkpoint", str(run), str(clips), "--output", str(output), "--overwrite"]
+    assert main(command) == 0
+    assert "25 fps, stride 16, window 16: 0.64 s a snippet (from recipe)" in capsys.readouterr().out
+    (tmp_path / "root" / "features.json").write_text(json.dumps(vars(spec)))
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert f"30 fps, stride 15, window 10: 0.5 s a snippet (from {tmp_path / 'root' / 'features.json'})" in printed
+    assert "note: trained on 25 fps" in printed
+    found = json.loads(output.read_text())
+    assert found["ahlm"]["features"] == vars(spec)
+    assert found["results"].keys() == {"0", "1"}
+    np.save(tmp_path / "2.npy", demo_dataset("test").features(2))
+    assert main([*command, str(tmp_path / "2.npy")]) == 3
+    assert "timeline: expected 30 fps, stride 15, window 10" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert main([*command, str(tmp_path / "empty")]) == 3
+    assert "empty: folder: expected feature files ID.npy or ID.npz, got none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [["--split", "test"], ["--missing", "skip"], ["--oracle"], ["--data.features", "x"]])
+def test_options_of_a_data_set_need_one(run: Path, tmp_path: Path, option: list[str]) -> None:
+    with pytest.raises(SystemExit) as usage:
+        main(["--checkpoint", str(run), "a.npy", "--output", str(tmp_path / "out.json"), *option])
+    assert usage.value.code == 2
 
 
 def test_plug_in_takes_anyones_activations(run: Path) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ahlm.__main__ import main
 from ahlm.arguments import load_recipe
 from ahlm.checkpoint import save_weights
-from ahlm.cli import main
 from ahlm.data.synthetic import demo_dataset
 from ahlm.infer import Predictor, load, score
 from ahlm.report.histogram_svg import histogram_svg
@@ -154,7 +154,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     predictions, result = score(predictor, testing, analyses)
     metrics = [{"step": s, "loss_efc": 1 / s, "firing_rate": 0.1} for s in range(10, 1000, 10)]
     metrics += [{"step": 999, "validation_f1": 0.5, "validation_precision": 0.4, "validation_recall": 0.7}]
-    write_report(folder / "report.html", predictor, testing, analyses, predictions, result, metrics)
+    write_report(folder / "report.html", predictor, testing, analyses, (predictions, result), metrics)
     return folder
 
 
@@ -196,7 +196,7 @@ def test_page_names_the_checkpoints_and_takes_a_video_with_nothing_in_it(run: Pa
     predictions, result = score(predictor, testing, analyses)
     predictions["results"]["test_001"] = []
     best = {"step": 77, "average": {"0.1:0.7": 0.375}}
-    write_report(tmp_path / "report.html", predictor, testing, analyses, predictions, result, best=best)
+    write_report(tmp_path / "report.html", predictor, testing, analyses, (predictions, result), best=best)
     page = (tmp_path / "report.html").read_text()
     assert "last checkpoint, step 150" in page
     assert "(step 77) reaches 37.5" in page

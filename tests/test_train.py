@@ -16,6 +16,7 @@ from typing import get_args, get_type_hints
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import ahlm
 from ahlm.ablation.rows import replaced
@@ -30,7 +31,9 @@ from ahlm.evaluation import evaluate
 from ahlm.evaluation.boundaries import change_point_scores
 from ahlm.evaluation.protocols import PROTOCOLS
 from ahlm.infer import Predictor, VideoAnalysis, predict, score
+from ahlm.infer import main as infer
 from ahlm.model.losses import segment_loss
+from ahlm.report.__main__ import main as report
 from ahlm.run_folder import FILES, RunFolder, read_metrics
 from ahlm.timeline import FeatureSpec
 from ahlm.train import Trainer, classifier_batch, firing, fit, main, new_model
@@ -75,6 +78,22 @@ def test_command_line_overrides_the_recipe(capsys: pytest.CaptureFixture[str]) -
         parse(parser, ["--detector.latnt_size", "7"])
     assert wrong.value.code == 2
     assert "latnt_size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--config", "ucf51"], "--config: expected a YAML file or one of activitynet13, demo, hapt, thumos14, ucf15"),
+        (["--detector_optim.iteration", "3"], "detector_optim.iteration"),  # no guess at what was meant
+    ],
+)
+def test_command_lines_are_taken_at_their_word(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as wrong:
+        main(argv)
+    assert wrong.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_unknown_field_in_a_file_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,7 +167,7 @@ def test_a_backend_that_is_not_there_is_one_line(
 
 def test_a_state_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     torch.save({"weights": {}, "step": 3}, tmp_path / "state.pt")
-    with pytest.raises(DataError, match="one without best_validation, optimizers, scaler"):
+    with pytest.raises(DataError, match="one without best_validation, data, optimizers, scaler"):
         load_state(tmp_path / "state.pt")
 
 
@@ -293,11 +312,14 @@ def test_change_points_of_an_unfinished_detector_teach_nobody() -> None:
 def test_best_is_chosen_on_validation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     assert main([*SHORT, "--output-dir", str(run), "--data.validation", "0.25"]) == 0
-    assert "train 30 videos (0 missing), validation 10 videos (0 missing), test 20 videos" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "train 30 videos (0 missing), validation 10 videos (0 missing), test 20 videos" in printed
     scores = [record for record in read_metrics(run / FILES["metrics"]) if "validation_mAP" in record]
     assert [record["step"] for record in scores] == [8]
     predictor, validation = ahlm.load(run), demo_dataset("train").split_validation(0.25)[1]
     expected = score(predictor, validation, predictor.analyse_dataset(validation, progress=False))[1]
+    assert f"validation mAP (%): {100 * expected.headline:.2f} at the end" in printed
+    assert f"at step 8, which is kept in {run / FILES['best']}" in printed
     assert expected.change_points is not None
     detected = expected.change_points["detected"]["1"]
     assert {name: scores[0][f"validation_{name}"] for name in detected} == detected
@@ -362,7 +384,8 @@ def test_evaluating_again_follows_the_timeline_of_the_data(tmp_path: Path, capsy
         (data / name).write_text(json.dumps(content))
     capsys.readouterr()
     assert main(["--eval-only", str(run)]) == 0
-    assert "this data set says" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "0.64 s a snippet; of these data features.json says 50 fps" in printed
     assert json.loads((run / FILES["evaluation"]).read_text())["mAP"] == before["mAP"]
 
 
@@ -417,12 +440,66 @@ def test_tags_without_segments_train_and_are_not_scored(tmp_path: Path, capsys: 
     assert main([*command, "--data.validation", "0.25"]) == 3
     assert "expected videos with segments to score, got tags alone" in capsys.readouterr().err
     assert main(command) == 0
-    assert (
-        f"nothing to score; localise with: python -m ahlm.infer --checkpoint '{run}' FILE.npy"
-        in capsys.readouterr().out
-    )
+    printed = capsys.readouterr().out
+    assert "note: the 20 videos of the test split have no segments, and are not scored" in printed
+    assert f"localise in others with: python -m ahlm.infer --checkpoint '{run}' FILE.npy" in printed
+    page = (run / FILES["report"]).read_text()
+    assert "Nothing was scored" in page
+    assert page.count("<details") == 40
+    assert "mAP at tIoU" not in page
+    (run / FILES["report"]).unlink()
+    assert report([str(run)]) == 0
+    assert (run / FILES["report"]).read_text() == page
     assert main(["--eval-only", str(run)]) == 3
     assert "test split: expected videos with segments to score, got none" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_with_its_own_data_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    write_demo(data)
+    assert main([*SHORT, "--config", "demo", "--data.root", str(data), "--output-dir", str(run)]) == 0
+    truth, features = data / "gt.json", data / "train" / "train_007.npy"
+    content, array = json.loads(truth.read_text()), np.load(features)
+    for item in content["database"]["train_000"]["annotations"]:
+        item["label"] = "Spin"
+    truth_before = truth.read_text()
+    truth.write_text(json.dumps(content))
+    assert main(["--resume", str(run)]) == 3
+    assert f"videos, annotations and features as {run} began with, got others (train anew)" in capsys.readouterr().err
+    truth.write_text(truth_before)
+    np.save(features, array[::-1])
+    assert main(["--resume", str(run)]) == 3
+    np.save(features, array)
+    assert main(["--resume", str(run)]) == 0
+
+
+def test_what_is_doubtful_of_a_run_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunFolder.create(tmp_path / "run", "", False)
+    config, dataset = short_config(), demo_dataset("train")
+    trainer = Trainer(new_model(dataset, config), dataset, config)
+    trainer.train_step()
+    trainer.total_steps = 1  # stopped after it
+    fit(trainer, run, progress=False)
+    run.release()
+    text = yaml.safe_dump(config_mapping(config))
+    run.config.write_text(text)
+    stopped = "note: training stopped at step 1 of 8; --resume goes on with it"
+    np.save(tmp_path / "a.npy", demo_dataset("test").features(0))
+    commands = [
+        lambda: main(["--eval-only", str(run.path)]),
+        lambda: report([str(run.path)]),
+        lambda: infer(["--checkpoint", str(run.path), str(tmp_path / "a.npy"), "--output", str(tmp_path / "o.json")]),
+    ]
+    for command in commands:
+        assert command() == 0
+        assert stopped in capsys.readouterr().out
+    run.config.write_text(text.replace("nms_tiou: 0.55", "nms_tiou: 0.3"))
+    (tmp_path / "o.json").unlink()
+    for command in commands[1:]:
+        assert command() == 0
+        assert "config.yaml was edited (localization.nms_tiou); the run's own settings count" in capsys.readouterr().out
+    assert infer(["--checkpoint", str(run.weights), str(tmp_path / "a.npy"), "--output", str(tmp_path / "p.json")]) == 0
+    assert "note:" not in capsys.readouterr().out  # weights of their own
 
 
 def test_earlier_runs_keep_their_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

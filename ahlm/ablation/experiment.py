@@ -12,7 +12,7 @@ import numpy as np
 from ahlm.ablation.bootstrap import resampled_f1, resampled_map, video_counts
 from ahlm.ablation.change_points import DETECTORS, Fitted, boundaries, control_points, fit
 from ahlm.ablation.rows import Row, replaced
-from ahlm.ablation.trainings import Trainings, fingerprint, hashed
+from ahlm.ablation.trainings import Trainings, hashed
 from ahlm.arguments import config_mapping
 from ahlm.config import Config
 from ahlm.data.dataset import FeatureDataset
@@ -21,6 +21,11 @@ from ahlm.files import read_json, write_json
 from ahlm.infer import Predictor, VideoAnalysis, predict
 
 STAGES = ("detected", "foreground")
+
+
+def decisive(settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of a configuration's settings on which figures depend."""
+    return {name: value for name, value in settings.items() if name not in ("data", "device", "save_every")}
 
 
 class Experiment:
@@ -53,7 +58,7 @@ class Experiment:
         self.folder, self.device = folder, device
         self.trainings = Trainings(folder / "trainings", training, device)
         self.counts = video_counts(len(scored), resamples)
-        self._prints = [fingerprint(training), fingerprint(scored), fingerprint(tuning)]
+        self._prints = [split.fingerprint for split in (training, scored, tuning)]
         self._truth, self._ground_truth = boundaries(scored), scored.ground_truth("test")
         self._classes = {segment.label for video in scored.videos for segment in video.segments}
         self._fitted: dict[str, Fitted] = {}
@@ -61,8 +66,7 @@ class Experiment:
 
     def row_path(self, row: Row, seed: int) -> Path:
         """File of a row's result, named after all that it depends on."""
-        values = config_mapping(replaced(self.config, {**row.settings, "seed": seed}))
-        used = {name: value for name, value in values.items() if name not in ("data", "device", "save_every")}
+        used = decisive(config_mapping(replaced(self.config, {**row.settings, "seed": seed})))
         own = [row.points, row.plain_mil, self._prints, self.counts.shape]
         return self.folder / "rows" / f"{hashed([used, own])}.json"
 

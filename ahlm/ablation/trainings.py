@@ -18,7 +18,7 @@ from ahlm.data.dataset import FeatureDataset
 from ahlm.model.ahlm import AHLM
 from ahlm.model.classification import AttentionClassifier, ClassifierOutput, topk_mean
 from ahlm.run_folder import RunFolder
-from ahlm.train import Trainer, feature_statistics, fit, new_model
+from ahlm.train import Trainer, fit, new_model
 
 PARTS = ("classifier", "detector")
 
@@ -37,14 +37,6 @@ class PlainMIL(AttentionClassifier):
         return ClassifierOutput(cas, attention, torch.stack([logits, *2 * [torch.zeros_like(logits)]], 1), embedding)
 
 
-def fingerprint(dataset: FeatureDataset) -> str:
-    """A hash of a split: names, labels and segments, timeline, lengths and mean features."""
-    labels = [video.labels for video in dataset.videos]
-    digest = hashlib.sha256(json.dumps([dataset.ground_truth(""), labels, vars(dataset.spec)]).encode())
-    digest.update(feature_statistics(dataset)[0].numpy().tobytes())
-    return digest.hexdigest()
-
-
 def hashed(value: Any) -> str:
     """A short name for nested plain values."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
@@ -55,7 +47,6 @@ class Trainings:
 
     def __init__(self, folder: Path, dataset: FeatureDataset, device: str) -> None:
         self.folder, self.dataset, self.device = folder, dataset, device
-        self._fingerprint = fingerprint(dataset)
 
     def key(self, config: Config, part: str, plain_mil: bool = False) -> str:
         """Name of the training of one module.
@@ -66,7 +57,7 @@ class Trainings:
         """
         values = config_mapping(config)
         shared = config.detector.shared_embedding
-        used: dict[str, Any] = {"data": self._fingerprint, "seed": config.seed, "squash": config.squash}
+        used: dict[str, Any] = {"data": self.dataset.fingerprint, "seed": config.seed, "squash": config.squash}
         used |= {"precision": config.precision, "deterministic": config.deterministic}
         if part == "classifier" or shared:
             used |= {name: values[name] for name in ("classifier", "classifier_optim")} | {"plain_mil": plain_mil}

@@ -114,7 +114,9 @@ def _read_csv(path: Path, problems: list[DataError] | None) -> dict[str, Annotat
             raise DataError(path, f"line {reader.line_num + 1}", "a CSV whose quotes are closed", error) from None
 
     if not {"video", "label"} <= set(reader.fieldnames or ()):
-        raise DataError(path, "header", "the columns video,label[,start,end][,subset]", reader.fieldnames)
+        header = ",".join(reader.fieldnames or ())
+        hint = "columns are parted by commas" if ";" in header or "\t" in header else ""
+        raise DataError(path, "header", "the columns video,label[,start,end][,subset]", header or "nothing", hint)
     for row in rows():
         # a short row has none where a column is missing, a long one a list under no name
         cells = {column: value.strip() for column, value in row.items() if column and isinstance(value, str)}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +27,11 @@ from ahlm.data.feature_store import (
     streams_differ,
 )
 from ahlm.data.layouts import (
+    FOLDERS_DEEP,
+    SPEC,
     Layout,
     affixes,
+    array_files,
     detect_layout,
     find_annotations,
     skipped_videos,
@@ -152,6 +158,15 @@ class FeatureDataset:
             database[video.id] = {"subset": subset, "duration": duration, "annotations": annotations}
         return {"version": "ahlm", "taxonomy": list(self.classes), "database": database}
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of names, labels, segments, timeline and features, for which every video is read."""
+        labels = [video.labels for video in self.videos]
+        digest = hashlib.sha256(json.dumps([self.ground_truth(""), labels, vars(self.spec)]).encode())
+        for i in range(len(self)):
+            digest.update(np.ascontiguousarray(self.features(i)).data)
+        return digest.hexdigest()
+
     def split_validation(self, share: float) -> tuple[FeatureDataset, FeatureDataset]:
         """The first `int(n * (1 - share))` videos for training and the others for validation."""
         n_train = int(len(self) * (1 - share))
@@ -179,14 +194,41 @@ class FeatureDataset:
 
     @classmethod
     def from_files(
-        cls, files: Sequence[str | Path], classes: tuple[str, ...], spec: FeatureSpec, feature_dim: int
+        cls, files: Sequence[str | Path], classes: tuple[str, ...], config: DataConfig, feature_dim: int
     ) -> FeatureDataset:
-        """Feature files without annotations, each named by its stem."""
-        videos = [Video(Path(file).stem, Path(file)) for file in files]
-        repeated = [name for name, count in Counter(video.id for video in videos).items() if count > 1]
+        """Feature files without annotations, each named by its stem; of a folder, all that are in it.
+
+        Their timeline is that of the `features.json` beside them or up to two folders above, else that of `config`.
+
+        Raises:
+            DataError: two files of one name, a folder without any, or files of several timelines.
+        """
+        paths: list[Path] = []
+        for path in map(Path, files):
+            inside = list(array_files(path).values())
+            if path.is_dir() and not inside:
+                raise DataError(path, "folder", "feature files ID.npy or ID.npz", "none")
+            paths += inside or [path]
+        repeated = [name for name, count in Counter(path.stem for path in paths).items() if count > 1]
         if repeated:
             raise DataError(repeated[0], "file name", "one file a video", "several files of this name")
-        return cls(videos, classes, spec, layout="files", feature_dim=feature_dim)
+        folders = dict.fromkeys(path.parent for path in paths)
+        roots = [
+            next((root for root in (folder, *folder.parents[:FOLDERS_DEEP]) if (root / SPEC).is_file()), folder)
+            for folder in map(Path.absolute, folders)
+        ]
+        spec, source, _ = read_spec(roots[0], config)
+        for root in roots[1:]:
+            if (other := read_spec(root, config)[0]) != spec:
+                raise DataError(root, "timeline", f"{spec}, as in {roots[0]}", other, "infer them apart")
+        return cls(
+            [Video(path.stem, path) for path in paths],
+            classes,
+            spec,
+            spec_source=str(roots[0] / SPEC) if source == SPEC else source,
+            layout="files",
+            feature_dim=feature_dim,
+        )
 
 
 def read_spec(root: Path, config: DataConfig) -> tuple[FeatureSpec, str, int | None]:
@@ -194,7 +236,7 @@ def read_spec(root: Path, config: DataConfig) -> tuple[FeatureSpec, str, int | N
 
     `features.json` in `root` wins over the recipe. It holds `fps`, `stride` and `window`, and may hold `feature_dim`.
     """
-    path = root / "features.json"
+    path = root / SPEC
     if not path.exists():
         return FeatureSpec(config.fps, config.stride, config.window), "recipe", None
     content = read_json(path)
@@ -202,12 +244,13 @@ def read_spec(root: Path, config: DataConfig) -> tuple[FeatureSpec, str, int | N
     for name in ("fps", "stride", "window"):
         value = content.get(name) if isinstance(content, dict) else None
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
-            raise DataError(path, name, "a positive number", value)
+            got = value if isinstance(content, dict) and name in content else "none"
+            raise DataError(path, name, "a positive number", got)
         values.append(float(value))
     feature_dim = content.get("feature_dim")
     if feature_dim is not None and not (type(feature_dim) is int and feature_dim > 0):
         raise DataError(path, "feature_dim", "a positive integer", feature_dim)
-    return FeatureSpec(*values), "features.json", feature_dim
+    return FeatureSpec(*values), SPEC, feature_dim
 
 
 @dataclass(frozen=True)

@@ -182,6 +182,12 @@ def _check_labels(tree: Tree, listed: dict[str, _Listed], found: Inspection) -> 
     for name, annotation in training.items():
         if not annotation.labels:
             found.error("training video without label", f"{where}: {name}")
+    used = {tree.resolve(name) for listing in listed.values() for name in listing.names}
+    used |= skipped_videos(tree.root, tree.layout)
+    if unused := [name for name, own in tree.annotations.items() if own.labels and name not in used]:
+        subsets = sorted({tree.annotations[name].subset or "none" for name in unused})
+        text = f"{len(unused)} labelled videos, subset {', '.join(subsets)}: {_some(unused)}"
+        found.warn("video of neither split", f"{where}: {text}")
     known = {label for annotation in training.values() for label in annotation.labels}
     for name, annotation in testing.items():
         for label in sorted(set(annotation.labels) - known):
@@ -189,16 +195,21 @@ def _check_labels(tree: Tree, listed: dict[str, _Listed], found: Inspection) -> 
     unsegmented = [name for name, annotation in testing.items() if not annotation.segments]
     if unsegmented:
         kind, text = "test video without segments", f"{len(unsegmented)} of {len(testing)}: {_some(unsegmented)}"
-        if len(unsegmented) == len(testing):
-            found.error(kind, f"{where}: {text}; nothing can be scored")
-        else:
-            found.warn(kind, f"{where}: {text}; every detection there counts as false")
+        scored = len(unsegmented) < len(testing)
+        end = "every detection there counts as false" if scored else "nothing can be scored"
+        found.warn(kind, f"{where}: {text}; {end}")
     videos = [Counter(label for a in side.values() for label in a.labels) for side in (training, testing)]
     segments = [Counter(s.label for a in side.values() for s in a.segments) for side in (training, testing)]
     for label in sorted({*videos[0], *videos[1]}):
         found.classes[label] = (videos[0][label], videos[1][label], segments[0][label], segments[1][label])
         if testing and videos[0][label] and not videos[1][label]:
             found.warn("class without test video", f"{where}: {label}")
+    spellings: dict[str, list[str]] = {}
+    for label in found.classes:
+        spellings.setdefault(label.casefold(), []).append(label)
+    for same in spellings.values():
+        if len(same) > 1:
+            found.warn("labels that differ in case alone", f"{where}: {', '.join(same)}")
     if videos[0]:
         largest, most = videos[0].most_common(1)[0]
         for label, count in sorted(videos[0].items()):

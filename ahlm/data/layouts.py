@@ -27,6 +27,7 @@ from ahlm.timeline import FeatureSpec
 
 STREAMS = ("rgb", "flow")
 SPLIT_FOLDERS = ("train", "test")
+SPEC = "features.json"  # the timeline of the features
 SKIP_LIST = "missing_files.txt"  # OpenTAD's list of videos whose features could not be had
 FOLDERS_DEEP = 2  # features are looked for this many folders below the root
 
@@ -147,7 +148,7 @@ def find_annotations(root: Path, named: str | None = None) -> Path:
     if len(found) > 1:
         # others are class lists, feature specs, predictions
         found = [path for path in found if isinstance(content := read_json(path), dict) and "database" in content]
-    found = [path for path in found if path.name != "features.json"]
+    found = [path for path in found if path.name != SPEC]
     if len(found) > 1:
         names = ", ".join(str(path.relative_to(root)) for path in found)
         hint = f"choose one: --data.annotations {found[0].relative_to(root)}"

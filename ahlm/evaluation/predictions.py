@@ -40,7 +40,9 @@ def read_results(source: Source) -> tuple[str, dict[str, Any], dict[str, Any] | 
         name, content = _named(source, "predictions")
         results = content.get("results") if isinstance(content, dict) else None
         if not isinstance(results, dict):
-            raise DataError(name, "results", "an object of videos", type(results).__name__)
+            swapped = isinstance(content, dict) and "database" in content
+            got = "ground truth: it comes first" if swapped else type(results).__name__
+            raise DataError(name, "results", "an object of videos", got)
         extra = content.get("ahlm")
     is_ours = isinstance(extra, dict) and {"features", "n_snippets", "change_points"} <= extra.keys()
     return name, results, extra if is_ours else None
@@ -49,6 +51,8 @@ def read_results(source: Source) -> tuple[str, dict[str, Any], dict[str, Any] | 
 def read_database(source: Source) -> tuple[str, dict[str, Any]]:
     """Name of the source and its videos: ActivityNet's `database`, or the object itself (mmaction2)."""
     name, content = _named(source, "ground truth")
+    if isinstance(content, dict) and "results" in content and "database" not in content:
+        raise DataError(name, "database", "ground truth", "results: predictions come second")
     database = content.get("database", content) if isinstance(content, dict) else None
     if not isinstance(database, dict):
         raise DataError(name, "database", "videos with annotations", type(database).__name__)
@@ -66,11 +70,19 @@ def _named(source: Source, what: str) -> tuple[str, Any]:
 
 
 def select_subset(name: str, database: dict[str, Any], subset: str) -> dict[str, Any]:
-    """The videos of a subset; raises `DataError` naming the subsets there are when it is empty."""
+    """The videos of a subset, or all where the file names no subsets.
+
+    Raises:
+        DataError: it has no ground truth; names the subsets there are.
+    """
+    if not any(entry.get("subset") for entry in database.values()):
+        database = {video: entry | {"subset": subset} for video, entry in database.items()}
     chosen = {video: entry for video, entry in database.items() if same_subset(str(entry.get("subset") or ""), subset)}
     if not any(entry["annotations"] for entry in chosen.values()):
         there = sorted({str(entry.get("subset") or "") for entry in database.values()})
-        raise DataError(name, f"subset {subset}", "ground truth", f"none; subsets in this file: {', '.join(there)}")
+        raise DataError(
+            name, f"subset {subset}", "videos with segments", f"none; subsets in this file: {', '.join(there)}"
+        )
     return chosen
 
 
@@ -96,13 +108,16 @@ def predicted_instances(
     """Predictions of the known videos and classes in file order, and counts of the others.
 
     Raises:
-        DataError: a segment or score that is not a finite number.
+        DataError: a segment or score that is not a finite number; results of other videos alone.
     """
     video_index = {video: v for v, video in enumerate(videos)}
     class_index = {label: c for c, label in enumerate(classes)}
     if not results.keys() & video_index.keys():
         # mmaction2 writes results without the v_ that its ground truth carries
         video_index |= {video.removeprefix("v_"): v for video, v in video_index.items()}
+    if results and not results.keys() & video_index.keys():
+        expected = f"some of the {len(videos)} videos of the ground truth, {videos[0]} among them"
+        raise DataError(name, "results", expected, f"others alone: {', '.join(list(results)[:3])}")
     parts: list[Instances] = []
     counts = {"predictions": 0, "unknown_videos": 0, "unknown_labels": 0}
     for video, items in results.items():

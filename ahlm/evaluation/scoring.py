@@ -189,11 +189,14 @@ def evaluate(
     results = {video: items for video, items in results.items() if video not in rules.left_out}
     change_points = None if extra is None else _change_points(name, database, extra)
     found_s, counts = predicted_instances(name, results, videos, classes)
-    if counts["unknown_labels"]:
-        warnings.warn(
-            f"{name}: {counts['unknown_labels']} predictions with labels unknown to the ground truth were left out",
-            stacklevel=2,
-        )
+    backwards = int((found_s.end < found_s.start).sum())
+    for number, what in (
+        (counts["unknown_labels"], "predictions with labels unknown to the ground truth were left out"),
+        (counts["unknown_videos"], f"videos that subset {subset} does not have were left out"),
+        (backwards, "predictions end before they begin, and count as false"),
+    ):
+        if number:
+            warnings.warn(f"{name}: {number} {what}", stacklevel=2)
     if ambiguous is None and rules.ambiguous:
         ambiguous = _list_beside(ground_truth, rules.name)
     truth, found = truth_s, found_s

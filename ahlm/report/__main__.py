@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from ahlm.data.synthetic import open_split
 from ahlm.errors import DataError
 from ahlm.files import read_json, write_text
-from ahlm.infer import load, moved, score, timed
+from ahlm.infer import load, moved, open_testing, score, timed
 from ahlm.report.html import draw, write_report
 from ahlm.run_folder import RunFolder, read_metrics
 
@@ -17,10 +17,12 @@ from ahlm.run_folder import RunFolder, read_metrics
 def run(arguments: argparse.Namespace) -> int:
     """Body of the command; see `--help`."""
     folder, predictor = RunFolder(arguments.run), load(arguments.run)
-    data = predictor.config.data
+    for note in folder.doubts(predictor.checkpoint):
+        print(f"note: {note}")
+    data = timed(predictor.config.data, predictor.spec)
     data = moved(data, arguments.root) if arguments.root else data
-    data = timed(data, predictor.spec)
-    dataset = open_split(data, "test", predictor.classes)
+    testing = open_testing(data, predictor.classes, predictor.checkpoint.feature_dim)
+    dataset = open_split(data, "train", predictor.classes) if testing is None else testing
     predictor.follow(dataset, data.root)
     if arguments.picture:
         name, out = arguments.picture
@@ -36,10 +38,10 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{name} -> {out}")
         return 0
     analyses = predictor.analyse_dataset(dataset)
-    predictions, result = score(predictor, dataset, analyses)
+    scored = None if testing is None else score(predictor, dataset, analyses)
     metrics = read_metrics(folder.metrics) if folder.metrics.exists() else []
     best = read_json(folder.evaluation).get("best") if folder.evaluation.exists() else None
-    write_report(folder.report, predictor, dataset, analyses, predictions, result, metrics, best)
+    write_report(folder.report, predictor, dataset, analyses, scored, metrics, best)
     print(folder.report)
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +40,22 @@ CURVES: dict[str, dict[str, str]] = {
     "firing rate": {"firing_rate": "training", "validation_rate": "validation", "validation_true_rate": "true rate"},
     "validation mAP": {"validation_mAP": "mAP"},
 }
+
+
+class Errors(NamedTuple):
+    """What is wrong with detections on a split.
+
+    Attributes:
+        of_video: of every video that counts, by name, detections by kind of error and how many instances are missed.
+        false_positives: best detections by kind, the correct ones among them.
+        misses: missed instances and all, by length.
+        tiou: threshold of all this.
+    """
+
+    of_video: dict[str, tuple[dict[str, int], int]]
+    false_positives: dict[str, int]
+    misses: dict[str, tuple[int, int]]
+    tiou: float
 
 
 class VideoRow(NamedTuple):
@@ -104,13 +121,27 @@ def _opacity(detection: Detection, top: float) -> float:
     return float(np.clip(detection.score / max(top, 1e-9), 0.15, 1))
 
 
+def errors_of(dataset: FeatureDataset, predictions: dict[str, Any], left_out: AbstractSet[str]) -> Errors:
+    """What is wrong with `predictions` on a data set, some of whose videos do not count."""
+    database = {v: entry for v, entry in dataset.ground_truth("test")["database"].items() if v not in left_out}
+    videos, classes, truth = truth_instances("ground truth", database)
+    found, _ = predicted_instances("predictions", predictions["results"], videos, classes)
+    diagnosis = diagnose(truth, found, len(videos), len(classes))
+    video_of = found.video[diagnosis.judged]
+    of_video = {}
+    for v, name in enumerate(videos):
+        kinds = np.bincount(diagnosis.kind[video_of == v], minlength=len(KINDS))
+        errors = {kind: int(n) for kind, n in list(zip(KINDS, kinds, strict=True))[1:] if n}
+        of_video[name] = errors, int((~diagnosis.found[truth.video == v]).sum())
+    return Errors(of_video, diagnosis.false_positives(), diagnosis.misses(), diagnosis.tiou)
+
+
 def write_report(
     path: Path,
     predictor: Predictor,
     dataset: FeatureDataset,
     analyses: Sequence[VideoAnalysis],
-    predictions: dict[str, Any],
-    result: Result,
+    scored: tuple[dict[str, Any], Result] | None = None,
     metrics: Sequence[dict[str, Any]] = (),
     best: Mapping[str, Any] | None = None,
 ) -> None:
@@ -119,37 +150,30 @@ def write_report(
     Args:
         path: where.
         predictor: the model.
-        dataset: the videos that were scored.
+        dataset: the videos that were scored, or those to draw.
         analyses: of `predictor.analyse_dataset(dataset)`.
-        predictions: of `predict`.
-        result: their evaluation.
+        scored: predictions and their evaluation, of `score`; none: the page shows curves and videos alone.
         metrics: records of metrics.jsonl, for the curves.
         best: `best` of eval.json, the checkpoint that a validation split chose; none: there was no such split.
     """
-    left_out = PROTOCOLS[result.protocol].left_out
-    database = {v: entry for v, entry in dataset.ground_truth("test")["database"].items() if v not in left_out}
-    videos, classes, truth = truth_instances("ground truth", database)
-    found, _ = predicted_instances("predictions", predictions["results"], videos, classes)
-    diagnosis = diagnose(truth, found, len(videos), len(classes))
-    video_of = found.video[diagnosis.judged]
+    result, errors = None, None
+    if scored is not None:
+        predictions, result = scored
+        errors = errors_of(dataset, predictions, PROTOCOLS[result.protocol].left_out)
+    counted = [i for i, video in enumerate(dataset.videos) if errors is None or video.id in errors.of_video]
     rows: list[VideoRow] = []
     drawn = 0
-    for i in range(min(len(dataset), MAX_VIDEOS)):
+    for i in counted[:MAX_VIDEOS]:
         video = dataset.videos[i]
-        if video.id in left_out:
-            continue
         config: Config = predictor.config
         localization = predictor.localize_analysis(dataset.features(i), analyses[i], video.duration_s, config)
-        index = videos.index(video.id)
-        kinds = diagnosis.kind[video_of == index]
-        errors = {name: int((kinds == k).sum()) for k, name in enumerate(KINDS) if k and (kinds == k).any()}
-        missed = int((~diagnosis.found[truth.video == index]).sum())
         picture = Markup(draw(predictor, dataset, i, analyses[i], localization))
         drawn += len(picture.encode())
         if drawn > MAX_BYTES:
             break
         duration_s = predictor.spec.duration_s(len(analyses[i].cas))
-        rows.append(VideoRow(video.id, video.labels, duration_s, errors, missed, picture))
+        kinds, missed = errors.of_video[video.id] if errors is not None else ({}, 0)
+        rows.append(VideoRow(video.id, video.labels, duration_s, kinds, missed, picture))
     environment = Environment(loader=PackageLoader("ahlm.report", "."), autoescape=True, undefined=StrictUndefined)
     page = environment.get_template("report.html.jinja").render(
         result=result,
@@ -160,11 +184,9 @@ def write_report(
         name=Path(predictor.config.data.root).resolve().name if predictor.config.data.root else dataset.layout,
         curves=[plot for title, names in CURVES.items() if (plot := curve(metrics, title, names))],
         histogram=ratio_histogram(predictor, dataset, analyses),
-        false_positives={kind: n for kind, n in result.errors.items() if kind != "missed"},
-        misses=diagnosis.misses(),
-        tiou=diagnosis.tiou,
+        errors=errors,
         videos=rows,
-        left_out=len(videos) - len(rows),
+        left_out=len(counted) - len(rows),
         all_labels=sorted({label for row in rows for label in row.labels}),
         kinds=KINDS[1:],
     )

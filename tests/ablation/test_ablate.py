@@ -19,7 +19,7 @@ from ahlm.ablate import main
 from ahlm.ablation import experiment as experiments
 from ahlm.ablation import trainings as trainings_module
 from ahlm.ablation.rows import FULL, all_rows, replaced
-from ahlm.ablation.trainings import PlainMIL, Trainings, fingerprint
+from ahlm.ablation.trainings import PlainMIL, Trainings
 from ahlm.arguments import load_recipe
 from ahlm.config import ClassifierConfig, Config
 from ahlm.data.dataset import FeatureDataset, Video
@@ -87,7 +87,7 @@ def test_the_picture_is_an_extra(done: Path) -> None:
     assert (done / "validation.svg").read_text().startswith("<?xml")
 
 
-def test_nothing_is_done_twice(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_done_twice(copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("computed again")
 
@@ -96,10 +96,12 @@ def test_nothing_is_done_twice(copy: Path, monkeypatch: pytest.MonkeyPatch) -> N
         patch.setattr(experiments.Experiment, "_compute", forbidden)
         assert main([*TINY, "--output-dir", str(copy), "--only", "table3", "table4"]) == 0
     assert read(copy)["rows"] == before["rows"]
+    assert "will be replaced" not in capsys.readouterr().out
     # what only changes inference makes new rows of the old trainings
     monkeypatch.setattr(trainings_module, "fit", forbidden)
     assert main([*TINY, "--output-dir", str(copy), "--only", "table4", "--localization.oic_margin=0.9"]) == 0
     assert read(copy)["rows"][0]["average"] != before["rows"][6]["average"]
+    assert "validation.json is of other settings, and will be replaced" in capsys.readouterr().out
     with pytest.raises(AssertionError, match="computed again"):
         main([*TINY, "--output-dir", str(copy), "--only", "table4", "--classifier.dropout=0.6"])
 
@@ -269,7 +271,7 @@ def test_errors(dataset: FeatureDataset, tmp_path: Path, capsys: pytest.CaptureF
 def test_the_hash_of_a_split_knows_tags() -> None:
     one, other = ([Video("a", np.ones((3, 2), np.float32), (tag,))] for tag in ("run", "fly"))
     made = [FeatureDataset(videos, ("fly", "run"), FeatureSpec()) for videos in (one, other)]
-    assert fingerprint(made[0]) != fingerprint(made[1])
+    assert made[0].fingerprint != made[1].fingerprint
 
 
 @pytest.mark.slow

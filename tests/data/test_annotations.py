@@ -58,7 +58,10 @@ def test_malformed_lines_of_a_csv(tmp_path: Path, text: str, message: str) -> No
 def test_malformed_csv(tmp_path: Path) -> None:
     path = tmp_path / "labels.csv"
     path.write_text("name,tag\na,run\n")
-    with pytest.raises(DataError, match=r"header: expected the columns video,label.*got \['name', 'tag'\]"):
+    with pytest.raises(DataError, match=r"header: expected the columns video,label.*got name,tag"):
+        read_annotations(path)
+    path.write_text("video;label\na;run\n")
+    with pytest.raises(DataError, match=r"got video;label \(columns are parted by commas\)"):
         read_annotations(path)
     path.write_text("video,label\n")
     with pytest.raises(DataError, match=r"lines: expected a video and a label each, got none"):

@@ -143,7 +143,11 @@ def test_malformed_annotations(root: Path, fields: dict[str, Any], message: str)
 
 
 def test_wrong_features_json(root: Path) -> None:
-    for content, message in (('{"fps": 0}', "fps: expected a positive number, got 0"), ("{", "expected valid JSON")):
+    for content, message in (
+        ('{"fps": 0}', "fps: expected a positive number, got 0"),
+        ('{"fps": 9}', "stride: expected a positive number, got none"),
+        ("{", "expected valid JSON"),
+    ):
         (root / "features.json").write_text(content)
         fails(root, message)
 

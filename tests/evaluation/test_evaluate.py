@@ -223,8 +223,14 @@ def test_unknown_labels_are_left_out_and_counted() -> None:
     found = predictions()
     found["results"]["a"].append({"label": "fly", "score": 1.0, "segment": [0, 10]})
     found["results"]["z"] = [{"label": "run", "score": 1.0, "segment": [0, 10]}]
-    with pytest.warns(UserWarning, match="1 predictions with labels"):
+    found["results"]["b"].append({"label": "jump", "score": 0.0, "segment": [9, 5]})
+    with pytest.warns(UserWarning, match="left out|count as false") as notes:
         result = evaluate(truth(), found)
+    assert [str(note.message) for note in notes] == [
+        "predictions: 1 predictions with labels unknown to the ground truth were left out",
+        "predictions: 1 videos that subset test does not have were left out",
+        "predictions: 1 predictions end before they begin, and count as false",
+    ]
     assert result.mAP == evaluate(truth(), predictions()).mAP
     assert (result.counts["unknown_labels"], result.counts["unknown_videos"]) == (1, 1)
 
@@ -278,6 +284,40 @@ def test_a_foreign_block_of_that_name_is_not_ours() -> None:
     assert evaluate(truth(), found).change_points is None
 
 
+def test_results_of_other_videos_alone_are_an_error() -> None:
+    found = {"results": {"x": [], "y": []}}
+    with pytest.raises(DataError, match=r"results: expected some of the 2 videos .* a among them, got others alone: x"):
+        evaluate(truth(), found)
+    assert evaluate(truth(), {"results": {}}).headline == 0
+
+
+def test_files_in_the_wrong_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [str(tmp_path / "gt.json"), str(tmp_path / "pred.json")]
+    for file, content in zip(files, (truth(), predictions()), strict=True):
+        Path(file).write_text(json.dumps(content))
+    assert main(files[::-1]) == 3
+    assert "expected ground truth, got results: predictions come second" in capsys.readouterr().err
+    assert main([files[0], files[0]]) == 3
+    assert "got ground truth: it comes first" in capsys.readouterr().err
+    assert main([str(tmp_path), files[1]]) == 3
+    assert "expected a JSON file, got a folder" in capsys.readouterr().err
+
+
+def test_ground_truth_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table, found = tmp_path / "labels.csv", tmp_path / "pred.json"
+    found.write_text(json.dumps(predictions()))
+    rows = ["a,run,0,10", "b,jump,5,9"]
+    table.write_text("\n".join(["video,label,start,end", *rows]))
+    assert main([str(table), str(found), "--json", str(tmp_path / "out.json")]) == 0
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written["mAP"] == evaluate(truth(), predictions()).mAP
+    table.write_text("\n".join(["video,label,start,end,subset", *(f"{row},train" for row in rows)]))
+    capsys.readouterr()
+    assert main([str(table), str(found)]) == 3
+    assert "got none; subsets in this file: train" in capsys.readouterr().err
+    assert main([str(table), str(found), "--subset", "train"]) == 0
+
+
 def test_command_and_its_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [tmp_path / "gt.json", tmp_path / "pred.json"]
     for file, content in zip(files, (truth(), predictions()), strict=True):
@@ -290,7 +330,10 @@ def test_command_and_its_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert set(written["average"]) == {"0.1:0.5", "0.3:0.7", "0.1:0.7"}
     assert {"videos", "instances", "predictions", "missing_videos"} <= written["counts"].keys()
     assert main([*map(str, files), "--subset", "train"]) == 3
-    assert "expected ground truth, got none; subsets in this file: Testing, test, validation" in capsys.readouterr().err
+    assert (
+        "expected videos with segments, got none; subsets in this file: Testing, test, validation"
+        in capsys.readouterr().err
+    )
     files[1].write_text('{"results": {')
     assert main([*map(str, files)]) == 3
     assert "pred.json: line 1: expected valid JSON" in capsys.readouterr().err
