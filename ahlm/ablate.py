@@ -22,11 +22,11 @@ from ahlm.arguments import config_mapping, config_parser, parse
 from ahlm.config import Config
 from ahlm.data.dataset import FeatureDataset
 from ahlm.data.synthetic import open_split
-from ahlm.errors import DataError
+from ahlm.errors import DataError, exit_code
 from ahlm.evaluation import PROTOCOLS
 from ahlm.files import read_json, write_json, write_text
 from ahlm.infer import open_testing, select_device
-from ahlm.train import Interrupted, be_deterministic
+from ahlm.train import be_deterministic
 
 VALIDATION = 0.2  # share of the training list where the recipe keeps none
 
@@ -168,20 +168,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--seeds must be at least 0, got {min(options.seeds)}")
     if options.resamples < 1:
         parser.error(f"--resamples must be at least 1, got {options.resamples}")
-    try:
-        return run(config, options)
-    except (KeyboardInterrupt, Interrupted):
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 3
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (OSError, FloatingPointError, MemoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+
+    def body() -> int:
+        try:
+            return run(config, options)
+        except ValueError as error:  # rows or settings that do not go with each other or with these features
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+
+    return exit_code(body, "stopped; the same command goes on from here")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ahlm.config import DataConfig, check_fields
-from ahlm.errors import DataError
+from ahlm.errors import exit_code
 
 if TYPE_CHECKING:
     from ahlm.data.inspection import Inspection
@@ -44,17 +44,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_fields(config, "data.")
     except ValueError as error:
         parser.error(str(error))
+    return exit_code(lambda: run(config, arguments.json))
+
+
+def run(config: DataConfig, as_json: bool) -> int:
+    """Body of the command; see `--help`."""
     # NumPy loads only after the command line was found good
     from ahlm.data.inspection import inspect
 
-    try:
-        found = inspect(config, progress=True)
-    except KeyboardInterrupt:
-        return 130
-    except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 3
-    print(json.dumps(found.to_dict(), indent=1) if arguments.json else _table(found))
+    found = inspect(config, progress=True)
+    print(json.dumps(found.to_dict(), indent=1) if as_json else _table(found))
     return 3 if found.errors else 0
 
 
@@ -64,8 +63,7 @@ def _table(found: Inspection) -> str:
         lines += [
             f"{found.root}: layout {found.layout}, annotations {found.annotations}, "
             f"{found.feature_dim} features a snippet",
-            "{fps:g} fps, stride {stride:g}, window {window:g}".format(**found.timeline)
-            + f" (from {found.timeline_source}): {found.timeline['stride'] / found.timeline['fps']:.4g} s a snippet",
+            f"{found.timeline} (from {found.timeline_source})",
             "",
             f"{'split':8s}{'listed':>8s}{'missing':>9s}{'snippets':>10s}{'shortest':>10s}{'median':>8s}{'longest':>9s}"
             f"{'hours':>8s}{'segments':>10s}",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ahlm.config import DataConfig
-from ahlm.errors import DataError
+from ahlm.errors import exit_code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -56,20 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         done = [out / name for name in ANNOTATIONS if (out / name).exists()]
         if done:
             parser.error(f"{done[0]} exists; --overwrite replaces the data set")
-    try:
+
+    def body() -> int:
         lines = _convert(parser, arguments)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 3
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        goes_on = arguments.verb == "wtalc" and not arguments.overwrite
-        print("stopped" + ("; the same command goes on" if goes_on else ""), file=sys.stderr)
-        return 130
-    print("\n".join([*lines, f"look it over with: python -m ahlm.check {out}"]))
-    return 0
+        print("\n".join([*lines, f"look it over with: python -m ahlm.check {out}"]))
+        return 0
+
+    goes_on = arguments.verb == "wtalc" and not arguments.overwrite
+    return exit_code(body, "interrupted" + ("; the same command goes on" if goes_on else ""))
 
 
 def _convert(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> list[str]:

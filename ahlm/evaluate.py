@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ahlm.errors import DataError
+from ahlm.errors import exit_code
 from ahlm.evaluation.protocols import PROTOCOLS
 
 
@@ -42,6 +42,34 @@ def _ground_truth(path: str) -> str | dict[str, Any]:
     }
 
 
+def run(arguments: argparse.Namespace) -> int:
+    """Body of the command; see `--help`."""
+    # NumPy and the compiled core load only after the command line was found good
+    from ahlm.evaluation import evaluate
+    from ahlm.files import write_json
+    from ahlm.kernels.core import core
+
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        result = evaluate(
+            _ground_truth(arguments.ground_truth),
+            arguments.predictions,
+            arguments.protocol,
+            subset=arguments.subset,
+            tious=arguments.tiou,
+            ambiguous=arguments.ambiguous,
+            ties="official" if arguments.official_ties else "stable",
+        )
+    for note in notes:
+        print(f"note: {note.message}", file=sys.stderr)
+    if core is None:
+        print("note: the compiled evaluator is absent, NumPy serves in its place", file=sys.stderr)
+    print(result)
+    if arguments.json:
+        write_json(arguments.json, result.to_dict())
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m ahlm.evaluate`."""
     parser = _parser()
@@ -50,39 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--tiou: thresholds must be in (0, 1], got {arguments.tiou}")
     if arguments.json and Path(arguments.json).exists() and not arguments.overwrite:
         parser.error(f"{arguments.json} exists; --overwrite replaces it")
-    # NumPy and the compiled core load only after the command line was found good
-    from ahlm.evaluation import evaluate
-    from ahlm.files import write_json
-    from ahlm.kernels.core import core
-
-    try:
-        with warnings.catch_warnings(record=True) as notes:
-            warnings.simplefilter("always")
-            result = evaluate(
-                _ground_truth(arguments.ground_truth),
-                arguments.predictions,
-                arguments.protocol,
-                subset=arguments.subset,
-                tious=arguments.tiou,
-                ambiguous=arguments.ambiguous,
-                ties="official" if arguments.official_ties else "stable",
-            )
-        for note in notes:
-            print(f"note: {note.message}", file=sys.stderr)
-        if core is None:
-            print("note: the compiled evaluator is absent, NumPy serves in its place", file=sys.stderr)
-        print(result)
-        if arguments.json:
-            write_json(arguments.json, result.to_dict())
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 3
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_code(lambda: run(arguments))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from ahlm.config import DEVICE, Config, DataConfig
 from ahlm.data.dataset import FeatureDataset, has_split, open_dataset
 from ahlm.data.sampling import collate, sample_snippets_test
 from ahlm.data.synthetic import open_split
-from ahlm.errors import DataError
+from ahlm.errors import DataError, exit_code
 from ahlm.evaluation import Result, evaluate
 from ahlm.evaluation.predictions import write_predictions
 from ahlm.kernels.compiled import default_backend
@@ -255,11 +255,7 @@ def length_batches(lengths: Sequence[int]) -> Iterator[list[int]]:
 def true_edges(dataset: FeatureDataset, i: int) -> NDArray[np.int64]:
     """True boundaries of video i, rounded to the edges between snippets: the oracle's change-points."""
     bounds = [time for segment in dataset.videos[i].segments for time in (segment.start_s, segment.end_s)]
-    edges = (
-        np.unique(np.rint(dataset.spec.edge_position(np.array(bounds))).astype(np.int64))
-        if bounds
-        else np.empty(0, np.int64)
-    )
+    edges = np.unique(np.rint(dataset.spec.edge_position(np.array(bounds))).astype(np.int64))
     return edges[(edges >= 1) & (edges < dataset.n_snippets(i))]
 
 
@@ -397,6 +393,10 @@ def read_all(dataset: FeatureDataset) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Body of the command; see `--help`."""
+    folder = Path(arguments.output).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):  # said now, not after hours of work
+        raise PermissionError(f"{folder} cannot be written to")
     predictor = load(arguments.checkpoint, select_device(arguments.device))
     config = predictor.config
     for note in RunFolder(arguments.checkpoint).doubts(predictor.checkpoint):
@@ -454,21 +454,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"{arguments.output} exists; --overwrite replaces it")
     if not DEVICE.fullmatch(arguments.device):
         parser.error(f"--device: expected auto, cpu, cuda or cuda:N, got {arguments.device}")
-    try:
-        # now, not after hours of work
-        folder = Path(arguments.output).parent
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(f"{folder} cannot be written to")
-        return run(arguments)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 3
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    return exit_code(lambda: run(arguments))
 
 
 if __name__ == "__main__":

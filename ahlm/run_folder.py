@@ -104,10 +104,9 @@ class RunFolder:
             file.write(json.dumps(record) + "\n")
 
     def forget_after(self, step: int) -> None:
-        """Drop metrics of `step` and later, which a resumed run will write again."""
-        if self.metrics.exists():
-            records = read_metrics(self.metrics)
-            write_text(self.metrics, "".join(json.dumps(r) + "\n" for r in records if r["step"] < step))
+        """Drop metrics of steps after `step`, which a resumed run will write again."""
+        records = read_metrics(self.metrics)
+        write_text(self.metrics, "".join(json.dumps(r) + "\n" for r in records if r["step"] <= step))
 
     def edited(self, config: Config) -> list[str]:
         """Fields of config.yaml that are not those of the run's weights; its data and its device may move."""
@@ -176,7 +175,9 @@ def _first_free(folder: Path, name: str) -> Path:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Records of metrics.jsonl; a last line cut off by a crash is dropped."""
+    """Records of metrics.jsonl, if there is one; a last line cut off by a crash is dropped."""
+    if not path.exists():
+        return []
     records = []
     lines = path.read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines):

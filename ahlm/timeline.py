@@ -1,4 +1,4 @@
-"""The map between snippets and seconds; the only file that multiplies by stride / fps."""
+"""The map between snippets and seconds."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from ahlm.data.dataset import FeatureDataset
 from ahlm.data.sampling import collate, crop_start, sample_snippets_train
 from ahlm.data.slow_features import Read, as_they_are, slow_projection
 from ahlm.data.synthetic import open_split
-from ahlm.errors import DataError
+from ahlm.errors import DataError, exit_code
 from ahlm.evaluation.predictions import write_predictions
 from ahlm.files import write_json, write_text
 from ahlm.infer import Predictor, VideoAnalysis, moved, open_testing, read_all, score, select_device, timed
@@ -45,29 +45,25 @@ from ahlm.run_folder import RunFolder, read_metrics
 
 LOG_EVERY = 10
 COLLAPSED = 0.4  # a firing rate beyond this; ratios that stay between the clips of eq. 8 give 0.5
-CLASSIFIER, DETECTOR = 0, 1
+# streams of random numbers, drawn anew from the seed at every step: a resumed run repeats an uninterrupted one
+CLASSIFIER, DETECTOR, ORDER, DROPOUT = range(4)
 
 
-class Interrupted(Exception):
+class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM arrived; the state was saved."""
-
-
-def step_seed(seed: int, part: int, step: int) -> list[int]:
-    """Seed of one module's random choices in one step: a resumed run repeats an uninterrupted one."""
-    return [seed, part, step]
 
 
 def classifier_batch(
     dataset: FeatureDataset, labels: Tensor, config: Config, step: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """For EFC: sampled snippets (B, T, F), lengths (B,) and labels (B, C); which videos (B,) and snippets (B, T)."""
-    rng = np.random.default_rng(step_seed(config.seed, CLASSIFIER, step))
+    rng = np.random.default_rng([config.seed, CLASSIFIER, step])
     batch, total = config.classifier_optim.batch_size, len(dataset)
     # every video once before any comes again
     epoch, offset = divmod(step * batch, total)
     chosen: list[int] = []
     while len(chosen) < batch:
-        order = np.random.default_rng(step_seed(config.seed, 2, epoch)).permutation(total)
+        order = np.random.default_rng([config.seed, ORDER, epoch]).permutation(total)
         chosen.extend(order[offset : offset + batch - len(chosen)].tolist())
         epoch, offset = epoch + 1, 0
     videos = [dataset.features(i) for i in chosen]
@@ -80,7 +76,7 @@ def detector_batch(
     dataset: FeatureDataset, weights: np.ndarray[Any, Any], config: Config, step: int
 ) -> tuple[Tensor, Tensor]:
     """Contiguous crops (B, T, F) and lengths (B,) for DFC; long videos are drawn more often, so all snippets alike."""
-    rng = np.random.default_rng(step_seed(config.seed, DETECTOR, step))
+    rng = np.random.default_rng([config.seed, DETECTOR, step])
     crops = []
     for i in rng.choice(len(dataset), config.detector_optim.batch_size, p=weights):
         video = dataset.features(int(i))
@@ -198,7 +194,7 @@ class Trainer:
         config, step = self.config, self.step
         for_classifier, for_detector = self.batches()
         # dropout draws from the global generator
-        torch.manual_seed(int(np.random.SeedSequence(step_seed(config.seed, 3, step)).generate_state(1)[0]))
+        torch.manual_seed(int(np.random.SeedSequence([config.seed, DROPOUT, step]).generate_state(1)[0]))
         terms: list[Tensor] = []
         record: dict[str, Tensor] = {}
         if for_classifier is not None:
@@ -262,13 +258,14 @@ class Trainer:
         return Checkpoint(self.model, self.config, dataset.classes, dataset.spec, dataset.feature_dim, self.step)
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs beside the weights."""
+        """What a resumed run needs."""
         optimizers = [part.optimizer.state_dict() for part in self.parts]
         progress = {"step": self.step, "best_validation": self.best_validation, "data": self.dataset.fingerprint}
-        return {**progress, "optimizers": optimizers, "scaler": self.scaler.state_dict()}
+        weights = self.model.state_dict()  # of the same step as the rest, whatever became of the file of the weights
+        return {**progress, "weights": weights, "optimizers": optimizers, "scaler": self.scaler.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state with its weights."""
+        """Go on from a saved state."""
         self.model.load_state_dict(state["weights"])
         self.step, self.best_validation = state["step"], state["best_validation"]
         for part, saved in zip(self.parts, state["optimizers"], strict=True):
@@ -349,8 +346,7 @@ def fit(
                     writer.add_scalar(name, value, record["step"])
 
     def save() -> None:
-        # weights and state must belong to the same step, so the weights travel in the state as well
-        save_state(folder.state, trainer.state() | {"weights": trainer.model.state_dict()})
+        save_state(folder.state, trainer.state())
         save_weights(folder.weights, trainer.checkpoint())
 
     def validate() -> None:
@@ -447,7 +443,7 @@ def test(predictor: Predictor, dataset: FeatureDataset, folder: RunFolder) -> No
             **score(best, dataset, best.analyse_dataset(dataset))[1].to_dict(),
         }
     write_json(folder.evaluation, summary)
-    metrics = read_metrics(folder.metrics) if folder.metrics.exists() else []
+    metrics = read_metrics(folder.metrics)
     write_report(folder.report, predictor, dataset, analyses, (predictions, result), metrics, summary.get("best"))
     print(result)
     print(f"results of the last checkpoint in {folder.path}; look at {folder.report}")
@@ -523,7 +519,7 @@ def run(config: Config, options: Any, argv: Sequence[str], earlier: tuple[RunFol
             expected = f"videos, annotations and features as {folder.path} began with"
             raise DataError(str(config.data.root), "training list", expected, "others", "train anew")
         trainer.restore(state)
-        folder.forget_after(trainer.step + 1)
+        folder.forget_after(trainer.step)
         print(f"settings are those of {folder.path}; resuming at step {trainer.step} of {trainer.total_steps}")
     folder.write_environment(device, backends(device), list(argv))
     here = shlex.quote(str(folder.path))
@@ -618,7 +614,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     earlier = options.resume or options.eval_only
     if earlier and (options.output_dir or options.overwrite):
         parser.error("--output-dir and --overwrite are for new runs")
-    try:
+
+    def body() -> int:
         with terminated_like_ctrl_c():
             if not earlier:
                 return run(config, options, argv, None)
@@ -627,22 +624,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 folder.claim()
             try:
                 trained = load_weights(folder.weights)
-                config = earlier_config(parser, folder, trained.config, config)
-                return run(config, options, argv, (folder, trained))
+                return run(earlier_config(parser, folder, trained.config, config), options, argv, (folder, trained))
             finally:
                 folder.release()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 3
-    except (FileExistsError, ModuleNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (OSError, FloatingPointError, MemoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+
+    return exit_code(body)
 
 
 if __name__ == "__main__":

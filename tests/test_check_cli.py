@@ -241,10 +241,11 @@ def test_wrong_command_lines(options: list[str]) -> None:
 
 def test_lists_that_cannot_be_read(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (root / "missing_files.txt").write_bytes(b"\xff\xfe\x00")
-    assert main([str(root)]) == 3
-    error = capsys.readouterr().err
-    assert "missing_files.txt" in error
-    assert error.count("\n") == 1
+    (root / "split_train.txt").write_text("\ufefftrain_000\ntrain_001\ntrain_000\n", encoding="utf-8")
+    code, report = check(root, capsys)
+    assert code == 3
+    assert "missing_files.txt" in texts(report, "unreadable list")[0]
+    assert "train_000" in texts(report, "repeated in a list")[0]  # the rest is looked at all the same
 
 
 def test_interrupted(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

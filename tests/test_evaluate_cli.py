@@ -40,9 +40,10 @@ def test_ambiguous_list(files: list[str], tmp_path: Path, capsys: pytest.Capture
     ambiguous.write_text("a 5.0 6.0\nelsewhere 0 9\n")
     assert main([*files, "--ambiguous", str(ambiguous)]) == 0
     assert "0 predictions" in capsys.readouterr().out
-    ambiguous.write_text("a 5.0\n")
-    assert main([*files, "--ambiguous", str(ambiguous)]) == 3
-    assert "line 1: expected video start end" in capsys.readouterr().err
+    for line in ("a 5.0", "a nan 6.0", "a 5.0 inf"):
+        ambiguous.write_text(f"{line}\n")
+        assert main([*files, "--ambiguous", str(ambiguous)]) == 3
+        assert f"line 1: expected video start end, got {line}" in capsys.readouterr().err
 
 
 def test_the_installed_module_answers(files: list[str]) -> None:

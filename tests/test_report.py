@@ -125,6 +125,9 @@ def test_curves_share_one_scale() -> None:
     assert drawn.lines[0].points == "0.0,80.0 300.0,40.0"
     assert drawn.lines[1].points == "0.0,0.0 300.0,0.0", "a single value is a level line"
     assert curve(metrics, "none", {"c": "absent"}) is None
+    long = curve([{"step": s, "a": float(s)} for s in range(600)], "thinned", {"a": "a"})
+    assert long is not None
+    assert long.lines[0].last == 599
 
 
 @pytest.fixture(scope="module")

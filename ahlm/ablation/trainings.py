@@ -104,7 +104,7 @@ class Trainings:
         folder.claim()
         if folder.state.exists():
             trainer.restore(load_state(folder.state))
-            folder.forget_after(trainer.step + 1)
+            folder.forget_after(trainer.step)
         fit(trainer, folder)
         (folder.path / "done").touch()
         folder.state.unlink()  # optimizer moments, three times the weights

@@ -109,14 +109,16 @@ def _read_csv(path: Path, problems: list[DataError] | None) -> dict[str, Annotat
 
     def rows() -> Iterator[dict[str, Any]]:
         try:
+            header = reader.fieldnames or ()
+            if not {"video", "label"} <= set(header):
+                names = ",".join(header)
+                hint = "columns are parted by commas" if ";" in names or "\t" in names else ""
+                expected = "the columns video,label[,start,end][,subset]"
+                raise DataError(path, "header", expected, names or "nothing", hint)
             yield from reader
         except csv.Error as error:
             raise DataError(path, f"line {reader.line_num + 1}", "a CSV whose quotes are closed", error) from None
 
-    if not {"video", "label"} <= set(reader.fieldnames or ()):
-        header = ",".join(reader.fieldnames or ())
-        hint = "columns are parted by commas" if ";" in header or "\t" in header else ""
-        raise DataError(path, "header", "the columns video,label[,start,end][,subset]", header or "nothing", hint)
     for row in rows():
         # a short row has none where a column is missing, a long one a list under no name
         cells = {column: value.strip() for column, value in row.items() if column and isinstance(value, str)}

@@ -18,6 +18,7 @@ from ahlm.data.dataset import DURATION_TOLERANCE, Tree, open_tree, snippets_off
 from ahlm.data.feature_store import SUFFIXES, Source, features_shape, load_features
 from ahlm.data.layouts import SPLIT_FOLDERS, skipped_videos, split_videos
 from ahlm.errors import DataError
+from ahlm.timeline import FeatureSpec
 
 WRONG_TIMELINE = 0.1  # share of durations beyond tolerance that means a wrong timeline instead of odd videos
 IMBALANCE = 10  # a class with this many times fewer training videos than the largest is said
@@ -62,7 +63,7 @@ class Inspection:
         layout: name of its layout; empty when none was recognised.
         annotations: its annotation file.
         feature_dim: F of most videos.
-        timeline: fps, stride and window.
+        timeline: fps, stride and window; none when no layout was recognised.
         timeline_source: `features.json`, `timestamps` or `recipe`.
         splits: figures by split.
         classes: training and test videos, training and test segments of each class.
@@ -73,7 +74,7 @@ class Inspection:
     layout: str = ""
     annotations: str = ""
     feature_dim: int = 0
-    timeline: dict[str, float] = field(default_factory=dict)
+    timeline: FeatureSpec | None = None
     timeline_source: str = ""
     splits: dict[str, Split] = field(default_factory=dict)
     classes: dict[str, tuple[int, int, int, int]] = field(default_factory=dict)
@@ -122,12 +123,17 @@ def inspect(config: DataConfig, progress: bool = False) -> Inspection:
     for problem in malformed:
         found.error("malformed annotation", problem)
     found.layout, found.annotations = tree.layout.name, str(tree.annotations_path)
-    found.timeline, found.timeline_source = dict(vars(tree.spec)), tree.spec_source
-    listed = {split: _read_listing(tree, split, found) for split in SPLIT_FOLDERS}
+    found.timeline, found.timeline_source = tree.spec, tree.spec_source
+    skipped: set[str] = set()
+    try:
+        skipped = skipped_videos(tree.root, tree.layout)
+    except DataError as error:
+        found.error("unreadable list", error)
+    listed = {split: _read_listing(tree, split, skipped, found) for split in SPLIT_FOLDERS}
     both = sorted(set(listed["train"].annotations) & set(listed["test"].annotations))
     if both:
         found.error("video in both splits", f"{tree.root}: {len(both)} videos train and test: {_some(both)}")
-    _check_labels(tree, listed, found)
+    _check_labels(tree, listed, skipped, found)
     for listing in listed.values():
         for name in listing.names:
             if name in listing.annotations:
@@ -145,7 +151,7 @@ def _some(names: Sequence[str], n: int = 5) -> str:
     return ", ".join(names[:n]) + (", ..." if len(names) > n else "")
 
 
-def _read_listing(tree: Tree, split: str, found: Inspection) -> _Listed:
+def _read_listing(tree: Tree, split: str, skipped: set[str], found: Inspection) -> _Listed:
     path = tree.root / f"split_{split}.txt"
     try:
         names = split_videos(tree.root, tree.layout, tree.annotations, split)
@@ -154,13 +160,12 @@ def _read_listing(tree: Tree, split: str, found: Inspection) -> _Listed:
         (found.error if split == "train" else found.warn)(f"no {split} split", error)
         return _Listed([], {}, {})
     if path.exists():
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = filter(None, map(str.strip, path.read_text(encoding="utf-8-sig").splitlines()))
         repeated = sorted(name for name, count in Counter(lines).items() if count > 1)
         if repeated:
             found.warn("repeated in a list", f"{path}: {len(repeated)} videos more than once: {_some(repeated)}")
     if not names:
         found.error("empty split", f"{path}: no video")
-    skipped = skipped_videos(tree.root, tree.layout)
     names = [name for name in names if name not in skipped and tree.resolve(name) not in skipped]
     annotations = {}
     for name in names:
@@ -176,14 +181,13 @@ def _read_listing(tree: Tree, split: str, found: Inspection) -> _Listed:
     return _Listed(names, sources, annotations)
 
 
-def _check_labels(tree: Tree, listed: dict[str, _Listed], found: Inspection) -> None:
+def _check_labels(tree: Tree, listed: dict[str, _Listed], skipped: set[str], found: Inspection) -> None:
     training, testing = listed["train"].annotations, listed["test"].annotations
     where = tree.annotations_path
     for name, annotation in training.items():
         if not annotation.labels:
             found.error("training video without label", f"{where}: {name}")
-    used = {tree.resolve(name) for listing in listed.values() for name in listing.names}
-    used |= skipped_videos(tree.root, tree.layout)
+    used = {tree.resolve(name) for names in (skipped, *(own.names for own in listed.values())) for name in names}
     if unused := [name for name, own in tree.annotations.items() if own.labels and name not in used]:
         subsets = sorted({tree.annotations[name].subset or "none" for name in unused})
         text = f"{len(unused)} labelled videos, subset {', '.join(subsets)}: {_some(unused)}"
@@ -246,8 +250,8 @@ def _check_files(tree: Tree, listed: dict[str, _Listed], found: Inspection) -> N
     twins = {path for path in present if path.suffix == ".npz" and path.with_suffix(".npy") in used}
     for path in sorted(twins):
         found.warn("two files of one video", f"{path}: {path.with_suffix('.npy').name} is read instead")
-    side_files = ("_fps.npy", "_timestamps_ms.npy") if tree.layout.name == "video_features" else ()
-    extra = [str(p) for p in present if p not in used and p not in twins and not p.name.endswith(side_files or ("\0",))]
+    side_files: tuple[str, ...] = ("_fps.npy", "_timestamps_ms.npy") if tree.layout.name == "video_features" else ()
+    extra = [str(p) for p in present if p not in used and p not in twins and not p.name.endswith(side_files)]
     if extra:
         found.warn("file of no listed video", f"{len(extra)} files are not used: {_some(extra)}")
 

@@ -17,8 +17,7 @@ from ahlm.evaluation.predictions import (
     select_subset,
     truth_instances,
 )
-
-_TIOUS = tuple(hundredths / 100 for hundredths in range(50, 100, 5))
+from ahlm.evaluation.protocols import PROTOCOLS
 
 
 class ANETdetection:
@@ -46,7 +45,7 @@ class ANETdetection:
         prediction_filename: str | Path | None = None,
         ground_truth_fields: Sequence[str] = GROUND_TRUTH_FIELDS,
         prediction_fields: Sequence[str] = PREDICTION_FIELDS,
-        tiou_thresholds: ArrayLike = _TIOUS,
+        tiou_thresholds: ArrayLike = PROTOCOLS["activitynet-1.3"].tious,
         subset: str = "validation",
         verbose: bool = False,
         check_status: bool = True,

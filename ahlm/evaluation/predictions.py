@@ -119,7 +119,7 @@ def predicted_instances(
         expected = f"some of the {len(videos)} videos of the ground truth, {videos[0]} among them"
         raise DataError(name, "results", expected, f"others alone: {', '.join(list(results)[:3])}")
     parts: list[Instances] = []
-    counts = {"predictions": 0, "unknown_videos": 0, "unknown_labels": 0}
+    counts = {"unknown_videos": 0, "unknown_labels": 0}
     for video, items in results.items():
         v = video_index.get(video)
         columns = None

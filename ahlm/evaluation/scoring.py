@@ -315,6 +315,8 @@ def read_ambiguous(path: str | Path, videos: Sequence[str]) -> list[tuple[int, f
             continue
         try:
             video, start, end = words[0], float(words[1]), float(words[2])
+            if not np.isfinite((start, end)).all():
+                raise ValueError
         except (IndexError, ValueError):
             raise DataError(path, f"line {number}", "video start end", line) from None
         if video in index:

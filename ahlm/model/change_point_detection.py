@@ -224,19 +224,7 @@ class ChangePointDetector(nn.Module):
             forced_changes: change-points that decide instead of eq. 7 (B, T) bool; column 0 is ignored.
         """
         streams, weights = self.streams(self.levels(self.standardise(features), lengths))
-        return self._scan(streams, weights, lengths, None, forced_changes)
-
-    def _scan(
-        self,
-        streams: ScanStreams,
-        weights: ScanWeights,
-        lengths: Tensor,
-        noise: Tensor | None,
-        forced_changes: Tensor | None,
-    ) -> ScanOutput:
-        return change_point_scan(
-            streams, weights, self.rules, noise=noise, lengths=lengths, forced_changes=forced_changes
-        )
+        return change_point_scan(streams, weights, self.rules, lengths=lengths, forced_changes=forced_changes)
 
     def draw_noise(self, batch: int, n_snippets: int, generator: torch.Generator) -> Noise:
         """Noise for one training step, drawn on the generator's device."""
@@ -258,7 +246,10 @@ class ChangePointDetector(nn.Module):
         """
         target = real_only(self.standardise(features), snippet_mask(lengths, features.shape[1]))
         levels = self.levels(target, lengths)
-        scan = self._scan(*self.streams(levels), lengths, noise.segment, forced_changes)
+        streams, weights = self.streams(levels)
+        scan = change_point_scan(
+            streams, weights, self.rules, noise=noise.segment, lengths=lengths, forced_changes=forced_changes
+        )
         segment_latent = self.decoded_latent(scan)
         snippet_latent, snippet_kl = self.snippet_level(levels, segment_latent, scan.change_points, lengths, noise)
         reconstruction = self.reconstruction(torch.cat([snippet_latent, segment_latent], dim=-1))
@@ -278,8 +269,9 @@ class ChangePointDetector(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Level 1: latent v1 (B, T, Z1) and KL(Q1 || P1) (B, T).
 
-        `gru`: prior P1(f1_{t-1}, d1_t, u1_{t-1}, v2_t), posterior Q1(f1_t, d1_t, u1_{t-1}, v2_t), so the prior sees
-        x_t through v2_t only; d1 starts afresh right after each change-point. `simple`: P1(v2_t), Q1(f1_t).
+        `gru`: prior P1(f1_{t-1}, d1_t, u1_{t-w}, v2_t), posterior Q1(f1_t, d1_t, u1_{t-w}, v2_t) with w of
+        `look_ahead`, so the prior sees x_t through v2_t only; d1 starts afresh right after each change-point. `simple`:
+        P1(v2_t), Q1(f1_t).
         """
         if levels.u1 is None:
             posterior = split(promoted(self.snippet_posterior(levels.f1)))
@@ -287,7 +279,7 @@ class ChangePointDetector(nn.Module):
             real = snippet_mask(lengths, segment_latent.shape[1])
             return posterior.mean + posterior.log_std.exp() * noise.snippet, kl(posterior, prior) * real
         before_f1 = nn.functional.pad(levels.f1[:, :-1], (0, 0, 1, 0))
-        before_u1 = nn.functional.pad(levels.u1[:, :-1], (0, 0, 1, 0))
+        before_u1 = nn.functional.pad(levels.u1, (0, 0, self.config.look_ahead, 0))[:, : levels.u1.shape[1]]
         prior_stream = self.snippet_prior(torch.cat([before_f1, before_u1, segment_latent], dim=-1))
         posterior_stream = self.snippet_posterior(torch.cat([levels.f1, before_u1, segment_latent], dim=-1))
         weights = SnippetWeights(

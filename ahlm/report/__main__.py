@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from ahlm.data.synthetic import open_split
-from ahlm.errors import DataError
+from ahlm.errors import DataError, exit_code
 from ahlm.files import read_json, write_text
 from ahlm.infer import load, moved, open_testing, score, timed
 from ahlm.report.html import draw, write_report
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     analyses = predictor.analyse_dataset(dataset)
     scored = None if testing is None else score(predictor, dataset, analyses)
-    metrics = read_metrics(folder.metrics) if folder.metrics.exists() else []
+    metrics = read_metrics(folder.metrics)
     best = read_json(folder.evaluation).get("best") if folder.evaluation.exists() else None
     write_report(folder.report, predictor, dataset, analyses, scored, metrics, best)
     print(folder.report)
@@ -54,16 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--data.root", dest="root", metavar="DIR", help="where the data set is now (default: as trained)"
     )
-    try:
-        return run(parser.parse_args(argv))
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 3
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    arguments = parser.parse_args(argv)
+    return exit_code(lambda: run(arguments))
 
 
 if __name__ == "__main__":

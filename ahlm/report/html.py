@@ -13,7 +13,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from ahlm.config import Config
 from ahlm.data.dataset import FeatureDataset
 from ahlm.evaluation import PROTOCOLS, Result
 from ahlm.evaluation.boundaries import split_at_boundaries, true_boundaries
@@ -165,8 +164,7 @@ def write_report(
     drawn = 0
     for i in counted[:MAX_VIDEOS]:
         video = dataset.videos[i]
-        config: Config = predictor.config
-        localization = predictor.localize_analysis(dataset.features(i), analyses[i], video.duration_s, config)
+        localization = predictor.localize_analysis(dataset.features(i), analyses[i], video.duration_s, predictor.config)
         picture = Markup(draw(predictor, dataset, i, analyses[i], localization))
         drawn += len(picture.encode())
         if drawn > MAX_BYTES:
@@ -217,7 +215,8 @@ def curve(metrics: Sequence[dict[str, Any]], title: str, names: Mapping[str, str
     for name, label in names.items():
         pairs = [(r["step"], float(r[name])) for r in metrics if name in r and math.isfinite(r[name])]
         if pairs:
-            found[label] = np.array(pairs[:: max(1, math.ceil(len(pairs) / most))])
+            # thinned from its end, so that the last value is the last
+            found[label] = np.array(pairs[:: -max(1, math.ceil(len(pairs) / most))][::-1])
     if not found:
         return None
     every = np.concatenate(list(found.values()))

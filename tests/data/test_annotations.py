@@ -60,6 +60,9 @@ def test_malformed_csv(tmp_path: Path) -> None:
     path.write_text("name,tag\na,run\n")
     with pytest.raises(DataError, match=r"header: expected the columns video,label.*got name,tag"):
         read_annotations(path)
+    path.write_text('video,"label\na,run\n')
+    with pytest.raises(DataError, match="a CSV whose quotes are closed"):
+        read_annotations(path)
     path.write_text("video;label\na;run\n")
     with pytest.raises(DataError, match=r"got video;label \(columns are parted by commas\)"):
         read_annotations(path)

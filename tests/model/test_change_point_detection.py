@@ -77,10 +77,10 @@ def test_padding_changes_nothing(reading: dict[str, object], level1: str) -> Non
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("level1", ["gru", "simple"])
-def test_level1_prior_does_not_see_the_present(level1: str) -> None:
+@pytest.mark.parametrize(("level1", "look_ahead"), [("gru", 1), ("gru", 3), ("simple", 1)])
+def test_level1_prior_does_not_see_the_present(level1: str, look_ahead: int) -> None:
     """With v2 given, x_t changes no prior at t or before, only later ones (else its KL could vanish)."""
-    model = detector(level1=level1).double()
+    model = detector(level1=level1, look_ahead=look_ahead).double()
     t, lengths = 5, torch.tensor([9])
     generator = torch.Generator().manual_seed(4)
     segment_latent = torch.randn(1, 9, 6, generator=generator, dtype=torch.float64)
