@@ -1,7 +1,7 @@
 """A whole training step with the compiled scans against the same step with the reference scans.
 
 Shapes of the recipe `ucf15` on seeded synthetic videos (200 of 60 to 200 snippets, 256 dimensions, 10 classes): as it
-is, with the GRU's prior at a change, and in the literal reading of eqs. 4-8. Prints the five largest items of the
+is, with the GRU's prior at a change, in the literal reading of eqs. 4-8, and with that and level 1's GRU. Prints the five largest items of the
 profile under both backends; the same weights and draws on both sides.
 """
 
@@ -28,8 +28,13 @@ from ahlm.train import Trainer, new_model
 
 N_VIDEOS, N_FEATURES, N_CLASSES = 200, 256, 10
 BACKENDS = ("reference", "cpu")
-# the recipe's detector has no GRU at all
-READINGS: dict[str, Mapping[str, Any]] = {"recipe": {}, "gru": {"detector.change_prior": "state"}, "literal": LITERAL}
+# the recipe's detector has no GRU at all, the paper's one at either level
+READINGS: dict[str, Mapping[str, Any]] = {
+    "recipe": {},
+    "gru": {"detector.change_prior": "state"},
+    "literal": LITERAL,
+    "paper": LITERAL | {"detector.level1": "gru"},
+}
 
 
 @contextmanager
