@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ahlm.config import DataConfig
@@ -51,11 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     out = Path(arguments.out)
     if not arguments.overwrite:
-        from ahlm.data.write import ANNOTATIONS
+        from ahlm.data.layouts import find_annotations
+        from ahlm.errors import DataError
 
-        done = [out / name for name in ANNOTATIONS if (out / name).exists()]
-        if done:
-            parser.error(f"{done[0]} exists; --overwrite replaces the data set")
+        with suppress(DataError):
+            parser.error(f"{find_annotations(out)} exists; --overwrite replaces the data set")
 
     def body() -> int:
         lines = _convert(parser, arguments)
@@ -101,7 +102,6 @@ def _convert(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
         arguments.out,
         spec=spec,
         annotations=arguments.annotations,
-        overwrite=arguments.overwrite,
         progress=True,
     )
 

@@ -72,7 +72,8 @@ class RunFolder:
             )
         for file in occupied:
             (folder.path / file).unlink()
-        shutil.rmtree(folder.path / "tensorboard", ignore_errors=True)
+        if occupied:
+            shutil.rmtree(folder.path / "tensorboard", ignore_errors=True)
         return folder
 
     def claim(self) -> None:

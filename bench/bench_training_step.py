@@ -1,8 +1,8 @@
 """A whole training step with the compiled scans against the same step with the reference scans.
 
 Shapes of the recipe `ucf15` on seeded synthetic videos (200 of 60 to 200 snippets, 256 dimensions, 10 classes): as it
-is, with the GRU's prior at a change, in the literal reading of eqs. 4-8, and with that and level 1's GRU. Prints the five largest items of the
-profile under both backends; the same weights and draws on both sides.
+is, with the GRU's prior at a change, in the literal reading of eqs. 4-8, and with that and level 1's GRU. Prints the
+five largest items of the profile under both backends; the same weights and draws on both sides.
 """
 
 from __future__ import annotations

@@ -98,7 +98,26 @@ def test_wtalc_goes_on_where_it_stopped(source: Path, tmp_path: Path, capsys: py
         main(["wtalc", str(source), str(out)])
     assert exit_.value.code == 2
     assert main(["wtalc", str(source), str(out), "--overwrite"]) == 0
-    assert "4 files written" in capsys.readouterr().out
+    assert "0 files written" in capsys.readouterr().out
+
+
+def test_wtalc_leaves_nothing_of_another_pack(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main(["wtalc", str(source), str(out)]) == 0
+    (out / "gt.json").unlink()  # as if it had been stopped
+    other = out / "train" / "video_0.npy"
+    np.save(other, np.load(other) + 1)  # of the same shape
+    assert main(["wtalc", str(source), str(out)]) == 0
+    assert "1 files written" in capsys.readouterr().out
+    np.testing.assert_array_equal(np.load(other), FEATURES[0])
+
+
+def test_a_table_of_tags_is_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "labels.csv").write_text("video,label\na,run\n")
+    with pytest.raises(SystemExit) as exit_:
+        main(["demo", str(tmp_path)])
+    assert exit_.value.code == 2
+    assert "labels.csv exists; --overwrite replaces" in capsys.readouterr().err
 
 
 def test_wtalc_videos_of_one_length(source: Path, tmp_path: Path) -> None:

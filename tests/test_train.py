@@ -354,6 +354,16 @@ def test_settings_that_do_not_fit_the_features_leave_the_old_run(
     assert sorted(run.iterdir()) == before
 
 
+def test_a_new_run_deletes_nothing_of_others(tmp_path: Path) -> None:
+    curves = tmp_path / "tensorboard" / "events"
+    curves.parent.mkdir()
+    curves.touch()
+    RunFolder.create(tmp_path, "", overwrite=False).metrics.touch()
+    assert curves.exists()
+    RunFolder.create(tmp_path, "", overwrite=True)
+    assert not curves.exists(), "those of the run that is replaced"
+
+
 def test_a_folder_has_one_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     assert main([*SHORT, "--output-dir", str(run)]) == 0

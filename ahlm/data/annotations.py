@@ -174,7 +174,9 @@ def subset_videos(annotations: Mapping[str, Annotation], split: str) -> list[str
     def of(names: set[str]) -> list[str]:
         return [name for name, annotation in annotations.items() if annotation.subset.lower() in names]
 
-    testing = [name for name in of(TESTING) if annotations[name].labels]
+    testing = of(TESTING)
+    if not any(annotations[name].labels for name in testing):
+        testing = []
     if split in TRAINING:
         return of(TRAINING) or (of(VALIDATION) if testing else [])
     if split in TESTING:

@@ -168,12 +168,23 @@ class FeatureDataset:
         return digest.hexdigest()
 
     def split_validation(self, share: float) -> tuple[FeatureDataset, FeatureDataset]:
-        """The first `int(n * (1 - share))` videos for training and the others for validation."""
-        n_train = int(len(self) * (1 - share))
-        if not 0 < n_train < len(self):
-            raise DataError("training list", "validation", "videos on both sides", f"{share:g} of {len(self)}")
-        training, validation = self.subset(range(n_train)), self.subset(range(n_train, len(self)))
-        training.missing, training.notes = self.missing, self.notes
+        """The first `int(n * (1 - share))` videos for training and the others for validation.
+
+        Where that would take most videos of a class, as in a list that goes class by class, videos for validation are
+        spread over the list. Notes say so, and which classes have no video left to train on.
+        """
+        n, n_train = len(self), int(len(self) * (1 - share))
+        if not 0 < n_train < n:
+            raise DataError("training list", "validation", "videos on both sides", f"{share:g} of {n}")
+        held = np.arange(n) >= n_train
+        labels, notes = self.label_matrix(), self.notes
+        if (labels[held].sum(0) > 0.5 * labels.sum(0)).any():
+            held = np.diff(np.arange(n + 1) * (n - n_train) // n) > 0
+            notes += (f"the last {share:g} of the list holds most of a class: validation is spread over the list",)
+        if lost := [name for name, count in zip(self.classes, labels[~held].sum(0), strict=True) if not count]:
+            notes += (f"{len(lost)} classes have no video to train on: {', '.join(lost[:5])}",)
+        training, validation = (self.subset(np.flatnonzero(part).tolist()) for part in (~held, held))
+        training.missing, training.notes = self.missing, notes
         return training, validation
 
     def subset(self, indices: Sequence[int]) -> FeatureDataset:
@@ -282,8 +293,9 @@ class Tree:
     def sources(self, split: str, names: Sequence[str]) -> tuple[dict[str, Source], tuple[str, str]]:
         """Feature files of the listed names that have some, and the prefix and suffix of files' names."""
         files = self.layout.files(split)
-        prefix, suffix = affixes(names, files)
-        stems = {name: f"{prefix}{name}{suffix}" for name in names}
+        others = [stem for stem in files if stem not in self.annotations]
+        prefix, suffix = affixes([name for name in names if name not in files], others)
+        stems = {name: name if name in files else f"{prefix}{name}{suffix}" for name in names}
         return {name: files[stem] for name, stem in stems.items() if stem in files}, (prefix, suffix)
 
 

@@ -161,7 +161,7 @@ def find_annotations(root: Path, named: str | None = None) -> Path:
 def split_videos(root: Path, layout: Layout, annotations: Mapping[str, Annotation], split: str) -> list[str]:
     """Names of a split: of `split_NAME.txt`, else of the annotations' subset, else those with files in its folder.
 
-    Where nothing names a split all annotated videos are for training.
+    Where nothing names the videos to train on, they are all that are not named for anything else.
 
     Raises:
         DataError: none of these.
@@ -171,11 +171,14 @@ def split_videos(root: Path, layout: Layout, annotations: Mapping[str, Annotatio
         return read_split(listed)
     if names := subset_videos(annotations, split):
         return names
-    if layout.has_split_folders and not any(annotation.subset for annotation in annotations.values()):
+    unnamed = [name for name, annotation in annotations.items() if not annotation.subset]
+    if layout.has_split_folders:
         stems = layout.files(split)
-        names = [name for name in annotations if name in stems]
-    elif split == "train" and not any(annotation.subset for annotation in annotations.values()):
-        names = list(annotations)  # a table of videos and tags: all of it is there to learn from
+        names = [name for name in unnamed if name in stems]
+    elif split == "train":
+        tested = root / "split_test.txt"
+        elsewhere = set(read_split(tested)) if tested.exists() else set()
+        names = [name for name in unnamed if not elsewhere & {name, f"v_{name}"}]
     if not names:
         subsets = sorted({annotation.subset for annotation in annotations.values()} - {""})
         got = f"no such file, and subsets {', '.join(subsets) or 'none'}"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ahlm.data.annotations import Annotation, Segment, subset_videos
-from ahlm.data.feature_store import check_features, features_shape
+from ahlm.data.feature_store import check_features
 from ahlm.data.safe_pickle import load_objects
 from ahlm.data.write import begin, write_array, write_spec
 from ahlm.errors import DataError
@@ -32,7 +32,6 @@ def convert_wtalc(
     *,
     spec: FeatureSpec,
     annotations: str | Path | None = None,
-    overwrite: bool = False,
     progress: bool = False,
 ) -> list[str]:
     """Write a pack in ACM-Net's layout; videos that are there already are left alone, so a broken run goes on.
@@ -45,7 +44,6 @@ def convert_wtalc(
         out: folder to write to; `gt.json` comes last and marks it as complete.
         spec: timeline of the features; the pack does not hold it.
         annotations: folder of the annotations; none: `NAME-Annotations` beside the pack.
-        overwrite: write videos again that are there.
         progress: show a bar on a terminal.
 
     Returns:
@@ -85,8 +83,9 @@ def convert_wtalc(
             feature_dim[:] = [features.shape[1]]
             bar.update()
             path = where.get(name)
-            if path is not None and (overwrite or not _is_written(path, features.shape)):
-                write_array(path, array if array.dtype in (np.float16, np.float32) else features)
+            kept = array if array.dtype in (np.float16, np.float32) else features
+            if path is not None and not _holds(path, kept):
+                write_array(path, kept)
                 written += 1
             return number
 
@@ -139,10 +138,11 @@ def _read_pack(pack: Path, on_array: Callable[[int, NDArray[Any]], int]) -> list
     return [on_array(i, video) for i, video in enumerate(array)]
 
 
-def _is_written(path: Path, shape: tuple[int, ...]) -> bool:
+def _holds(path: Path, array: NDArray[Any]) -> bool:
+    """Whether a file is this array, written before."""
     try:
-        return features_shape(path) == shape
-    except DataError:
+        return np.array_equal(np.load(path, mmap_mode="r", allow_pickle=False), array)
+    except (OSError, ValueError, EOFError):
         return False
 
 

@@ -66,8 +66,9 @@ def average_recall(
     counts = np.bincount(proposals.video, minlength=n_videos)
     recall = []
     for number in average_numbers:
-        ratio = number * len(np.unique(truth.video)) / max(1, proposals.size)
-        limit = np.minimum((counts * ratio).astype(np.int64), counts)
+        # the division last: a share that comes to whole proposals must not lose one to rounding
+        share = counts * (number * len(np.unique(truth.video))) / max(1, proposals.size)
+        limit = np.minimum(share.astype(np.int64), counts)
         recall.append(((ranks >= 0) & (ranks < limit[truth.video])).mean())
     return np.array(recall)
 

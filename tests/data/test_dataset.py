@@ -187,8 +187,8 @@ def test_validation_split_keeps_what_was_found(root: Path) -> None:
     edit(root, "a", duration=60)
     dataset = open_dataset(DataConfig(root=str(root)), "train")
     training, validation = dataset.split_validation(0.5)
-    assert (training.notes, training.missing) == (dataset.notes, dataset.missing)
-    assert len(training.notes) == 1
+    assert (training.notes[:1], training.missing) == (dataset.notes, dataset.missing)
+    assert training.notes[-1] == "1 classes have no video to train on: jump"
     assert validation.notes == ()
     assert (training.videos, validation.videos) == (dataset.videos[:1], dataset.videos[1:])
 
@@ -197,8 +197,51 @@ def test_validation_split_is_the_end_of_the_list() -> None:
     training, validation = demo_dataset("train").split_validation(0.25)
     assert [video.id for video in validation.videos] == [f"train_{i:03d}" for i in range(30, 40)]
     assert len(training) == 30
+    assert training.notes == ()
     with pytest.raises(DataError, match="both sides"):
         demo_dataset("train").split_validation(1.0)
+
+
+def test_validation_split_of_a_list_that_goes_class_by_class() -> None:
+    videos = [Video(f"{label}{i}", np.zeros((3, 2), np.float32), (label,)) for label in "abcd" for i in range(5)]
+    training, validation = FeatureDataset(videos, tuple("abcd"), FeatureSpec()).split_validation(0.2)
+    assert [video.id for video in validation.videos] == ["a4", "b4", "c4", "d4"]
+    assert len(training) == 16
+    assert training.notes == ("the last 0.2 of the list holds most of a class: validation is spread over the list",)
+
+
+def test_videos_without_an_action_are_tested(root: Path) -> None:
+    edit(root, "b", subset="test", annotations=[])
+    for split in ("train", "test"):
+        (root / f"split_{split}.txt").unlink()
+        (root / split).rename(root / f"{split}ing")
+    (root / "all").mkdir()
+    for path in root.glob("*ing/*.npy"):
+        path.rename(root / "all" / path.name)
+    config = DataConfig(root=str(root), features="all")
+    assert [video.id for video in open_dataset(config, "test", classes=("run",)).videos] == ["b", "c"]
+
+
+def test_what_is_tested_alone_is_not_trained_on(root: Path) -> None:
+    (root / "all").mkdir()
+    for path in root.glob("t*/*.npy"):
+        path.rename(root / "all" / path.name)
+    (root / "gt.json").unlink()
+    (root / "split_train.txt").unlink()
+    table = root / "labels.csv"
+    config = DataConfig(root=str(root), features="all")
+
+    def trained() -> list[str]:
+        return [video.id for video in open_dataset(config, "train").videos]
+
+    table.write_text("video,label\na,run\nb,jump\nc,run\n")
+    assert trained() == ["a", "b"], "split_test.txt names c"
+    (root / "split_test.txt").write_text("v_c\n")
+    assert trained() == ["a", "b"], "as ActivityNet's lists name it"
+    (root / "split_test.txt").unlink()
+    assert trained() == ["a", "b", "c"]
+    table.write_text("video,label,subset\na,run,\nb,jump,\nc,run,test\n")
+    assert trained() == ["a", "b"]
 
 
 def test_files_without_annotations(tmp_path: Path) -> None:

@@ -150,6 +150,19 @@ def test_affixes() -> None:
     assert affixes(["abc"], []) == ("", "")
 
 
+def test_a_video_never_has_the_features_of_another(tmp_path: Path) -> None:
+    """`clip1` without features beside `clip10`: most names would fit with a 0 after them."""
+    names = {"test": [f"clip{i}" for i in range(1, 10)], "train": [f"clip{i}" for i in range(10, 100)]}
+    rows = [f"{name},run,0,1,{split}" for split, own in names.items() for name in own]
+    (tmp_path / "labels.csv").write_text("\n".join(["video,label,start,end,subset", *rows]))
+    for name in (*names["train"], "clip1"):
+        np.save(tmp_path / f"{name}.npy", np.ones((3, 4), np.float32))
+    with pytest.raises(DataError, match="8 missing: clip2, clip3"):
+        opened(tmp_path, "test")
+    dataset = open_dataset(DataConfig(root=str(tmp_path), missing="skip"), "test")
+    assert [(video.id, video.source) for video in dataset.videos] == [("clip1", tmp_path / "clip1.npy")]
+
+
 def test_lists_with_the_prefix_that_annotations_lack(written: Callable[[str], Path]) -> None:
     root = written("acmnet")
     listed = root / "split_train.txt"

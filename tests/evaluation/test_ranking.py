@@ -36,6 +36,14 @@ def test_average_recall_by_hand(backend: str) -> None:
     np.testing.assert_allclose(recall, np.array([0, 2 / 3, 2 / 3 + 1 + 1 / 3, 2]) / 4)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_share_of_whole_proposals_loses_none(backend: str) -> None:
+    for n in range(1, 300):  # 49 * (1 / 49) is less than 1
+        truth = columns([(0, 0, 0, 10, 0)])
+        found = columns([(0, 0, 0, 10, 1.0), *[(0, 0, 50, 60, 0.5)] * (n - 1)])
+        assert average_recall(truth, found, 1, [0.5], [1], backend=backend) == 1, n
+
+
 def official_average_recall(truth: Instances, found: Instances, tiou: float, number: float) -> float:
     """The proposal task's procedure: the same share of every video's proposals, then a loop over the instances."""
     videos = set(truth.video.tolist())
