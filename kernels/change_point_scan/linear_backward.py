@@ -43,14 +43,13 @@ def scan_linear_backward(
     batch, n_snippets, z2 = streams.start.shape
     z = z2 // 2
     real = snippet_mask(lengths, n_snippets)
-    following = real[:, 1:]
     g = ScanOutput(gradients.change_points, *(real_only(tensor, real) for tensor in gradients[1:]))
     start = real_only(streams.start, real)
     prior, posterior = real_only(streams.prior, real), real_only(streams.posterior, real)
     prior = None if prior is None else prior[:, :-1]
     posterior = None if posterior is None else posterior[:, 1:]
     noise = torch.zeros_like(output.latent) if noise is None else real_only(noise, real)
-    changed = (output.change_points[:, 1:] & following)[..., None]
+    changed = output.change_points[:, 1:, None]
 
     # the forward steps once more, from columns t = 0 .. T - 2 to the next
     v, d = output.latent[:, :-1], output.state[:, :-1]
@@ -112,7 +111,7 @@ def scan_linear_backward(
     inside = split_backward(pre_e, Gaussian(torch.zeros_like(share), torch.ones_like(share)))[..., z:]
     links = [share, pull, *through_belief, rest, inside]
     columns = [g.belief_mean + g.latent, g.belief_log_std + g.latent * noise_std, noise_std]
-    restarts = changed[..., 0] & rules.reset if rules.uses_state else torch.ones_like(following)
+    restarts = changed[..., 0] & rules.reset if rules.uses_state else torch.ones_like(changed[..., 0])
     gb, gd = solve(
         Recursion(weights, steps, weights.posterior_state, lengths, restarts, into_state, through_state, columns, links)
     )

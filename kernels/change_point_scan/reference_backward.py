@@ -68,7 +68,6 @@ def scan_reference_backward(
     gv, gd, carried = zero_z, zero_h, Gaussian(zero_z, zero_z)
     for t in reversed(range(n_snippets - 1)):
         # the forward step once more
-        following = real[:, t + 1]
         changed = output.change_points[:, t + 1]
         v, d = output.latent[:, t], output.state[:, t]
         belief = Gaussian(output.belief_mean[:, t], output.belief_log_std[:, t])
@@ -82,10 +81,8 @@ def scan_reference_backward(
 
         # the belief at t + 1 is q, or after a change r (or e)
         gb = add(carried, into_belief(t + 1, after, gv))
-        g_static, g_change, g_charged = (
-            torch.where(following, column[:, t + 1], 0.0) for column in (g.kl_static, g.kl_change, g.kl_charged)
-        )
-        mask = (changed & following)[:, None]
+        g_static, g_change, g_charged = (column[:, t + 1] for column in (g.kl_static, g.kl_change, g.kl_charged))
+        mask = changed[:, None]
         new = r if rules.reset else e
 
         # kl_static, or what is charged without a change
