@@ -29,16 +29,6 @@ def scan_linear_backward(
 
     What is left to `solve` is linear: the gradient of the belief passes through the filter dimension by dimension, that
     of the state through the GRU (and, under `evidence: transition`, from the belief to the state through head Q).
-
-    Args:
-        solve: runs the recursion.
-        gradients: see `scan_reference_backward`, like the rest.
-        output: see there.
-        streams: see there.
-        weights: see there.
-        rules: see there.
-        noise: see there.
-        lengths: see there.
     """
     batch, n_snippets, z2 = streams.start.shape
     z = z2 // 2

@@ -25,16 +25,9 @@ def scan_reference_backward(
     noise: Tensor | None,
     lengths: Tensor,
 ) -> tuple[ScanStreams, ScanWeights]:
-    """Gradients of streams and weights, given those of a scan's result.
+    """Gradients of streams and weights, given those of a scan's result, of which `change_points` is not read.
 
-    Args:
-        gradients: with respect to each field of the output; `change_points` is not read.
-        output: what the forward scan returned.
-        streams: what the forward scan was given, like the rest.
-        weights: see there.
-        rules: see there.
-        noise: see there.
-        lengths: see there.
+    `output` is what the forward scan returned, and the rest what it was given.
 
     Returns:
         Zeros where a stream was padded or a weight was not used, none where a tensor was none.

@@ -23,19 +23,7 @@ def snippet_linear_backward(
     change_points: Tensor,
     lengths: Tensor,
 ) -> tuple[Tensor, Tensor, SnippetWeights]:
-    """`snippet_scan_reference_backward` with all that needs no order of steps done for all steps at once.
-
-    Args:
-        solve: runs the recursion.
-        gradients: see `snippet_scan_reference_backward`, like the rest.
-        output: see there.
-        prior_stream: see there.
-        posterior_stream: see there.
-        weights: see there.
-        noise: see there.
-        change_points: see there.
-        lengths: see there.
-    """
+    """`snippet_scan_reference_backward` with all but what `solve` runs done for all steps at once."""
     real = snippet_mask(lengths, prior_stream.shape[1])
     g_kl, g_latent, g_state, prior_stream, posterior_stream, noise = (
         real_only(tensor, real) for tensor in (*gradients, prior_stream, posterior_stream, noise)
