@@ -114,7 +114,7 @@ def resolve(request: str, tensor: Tensor, state: int, subject: str, mismatch: Ca
 
 
 def gpu_module(kernel: str, scan: str) -> Any:
-    """The module of a GPU kernel: `forward` and `backward` with the arguments of the reference, and the precision."""
+    """The module of a GPU kernel: `forward`, with the arguments of the reference and the precision, and `solver`."""
     return importlib.import_module(f".{scan}.fused_{kernel}", __package__)
 
 

@@ -1,12 +1,14 @@
 """The recursion of both scans' backward in Triton: a program runs a few videos from their last snippet to the first."""
 
+from functools import partial
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .padding import longest_first
-from .recursion import Recursion
+from .recursion import Recursion, Solve
 from .triton_blocks import Launch, cut, packed, padded
 
 # as in `triton_blocks`: tensor cores want 16 rows
@@ -174,3 +176,8 @@ def reverse(recursion: Recursion, precision: str) -> tuple[Tensor, Tensor]:
         **cut(launch, h, z),
     )
     return to_belief, to_state
+
+
+def solver(precision: str) -> Solve:
+    """The recursion in a precision, for both scans."""
+    return partial(reverse, precision=precision)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..self_check import TOLERANCE, difference
+from .linear_backward import scan_linear_backward
 from .reference import scan_reference
 from .reference_backward import scan_reference_backward
 from .types import ScanOutput, ScanRules, ScanStreams, ScanWeights
@@ -56,7 +57,7 @@ def mismatch(
     difference of the last bits cannot turn into a different path.
 
     Args:
-        kernel: has `forward` and `backward`, as `fused_triton`.
+        kernel: has `forward` and `solver`, as `fused_triton`.
         rules: the reading.
         latent: Z.
         state: H.
@@ -103,7 +104,7 @@ def _mismatch(
     generator = torch.Generator().manual_seed(1)
     floats = (torch.randn(t.shape, generator=generator, dtype=torch.float64) for t in expected[1:])
     gradients = ScanOutput(change_points, *floats)
-    found = kernel.backward(moved(gradients), output, *arguments, precision)
+    found = scan_linear_backward(kernel.solver(precision), moved(gradients), output, *arguments)
     by_reference = scan_reference_backward(gradients, expected, streams, weights, rules, noise, lengths)
     names = (f"the gradient of {name}" for name in (*streams._fields, *weights._fields))
     return difference(names, (*found[0], *found[1]), (*by_reference[0], *by_reference[1]), precision)

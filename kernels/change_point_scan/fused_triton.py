@@ -4,8 +4,6 @@ Beside the reference: 1 a program runs a few videos through all their snippets; 
 instead of taken from its deviation again; 3 P d of the static prior is P d' of the step before.
 """
 
-from functools import partial
-
 import torch
 import triton
 import triton.language as tl
@@ -13,8 +11,7 @@ from torch import Tensor
 
 from ..padding import longest_first
 from ..triton_blocks import FORWARD, clamp_log_std, cut, gru_step, head, kl_terms, packed, pad_segments, padded
-from ..triton_reverse import reverse
-from .linear_backward import scan_linear_backward
+from ..triton_reverse import solver as solver
 from .types import ScanOutput, ScanRules, ScanStreams, ScanWeights
 
 
@@ -239,18 +236,3 @@ def forward(
         **cut(launch, h, z),
     )
     return output
-
-
-def backward(
-    gradients: ScanOutput,
-    output: ScanOutput,
-    streams: ScanStreams,
-    weights: ScanWeights,
-    rules: ScanRules,
-    noise: Tensor | None,
-    lengths: Tensor,
-    precision: str,
-) -> tuple[ScanStreams, ScanWeights]:
-    """`scan_linear_backward` of contiguous float32 tensors."""
-    solve = partial(reverse, precision=precision)
-    return scan_linear_backward(solve, gradients, output, streams, weights, rules, noise, lengths)

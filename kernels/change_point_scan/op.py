@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..compiled import array, check_lengths, core, gpu_module, register_op, resolve
 from .check import mismatch
+from .linear_backward import scan_linear_backward
 from .reference import scan_reference
 from .reference_backward import scan_reference_backward
 from .types import ScanOutput, ScanRules, ScanStreams, ScanWeights
@@ -163,7 +164,7 @@ def _run_backward(
         if kernel == "reference":
             results = scan_reference_backward(*arguments)
         else:
-            results = gpu_module(kernel, SCAN).backward(*arguments, precision)
+            results = scan_linear_backward(gpu_module(kernel, SCAN).solver(precision), *arguments)
         return [tensor for group in results for tensor in group if tensor is not None]
     present = [tensor for tensor in (*streams, *weights) if tensor is not None]
     found = [torch.empty_like(tensor) for tensor in present]

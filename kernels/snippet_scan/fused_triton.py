@@ -3,8 +3,6 @@
 Beside the reference, a program runs a few videos through all their snippets.
 """
 
-from functools import partial
-
 import torch
 import triton
 import triton.language as tl
@@ -12,8 +10,7 @@ from torch import Tensor
 
 from ..padding import longest_first
 from ..triton_blocks import FORWARD, clamp_log_std, cut, gru_step, head, kl_terms, packed, pad_segments, padded
-from ..triton_reverse import reverse
-from .linear_backward import snippet_linear_backward
+from ..triton_reverse import solver as solver
 from .types import SnippetOutput, SnippetWeights
 
 
@@ -102,21 +99,3 @@ def forward(
         **cut(launch, h, z),
     )
     return output
-
-
-def backward(
-    gradients: SnippetOutput,
-    output: SnippetOutput,
-    prior_stream: Tensor,
-    posterior_stream: Tensor,
-    weights: SnippetWeights,
-    noise: Tensor,
-    change_points: Tensor,
-    lengths: Tensor,
-    precision: str,
-) -> tuple[Tensor, Tensor, SnippetWeights]:
-    """`snippet_linear_backward` of contiguous float32 tensors."""
-    solve = partial(reverse, precision=precision)
-    return snippet_linear_backward(
-        solve, gradients, output, prior_stream, posterior_stream, weights, noise, change_points, lengths
-    )
