@@ -134,15 +134,15 @@ def supports(batch: int, n_snippets: int, z: int, h: int) -> bool:
 
 def reverse(library: Library, recursion: Recursion) -> tuple[Tensor, Tensor]:
     """Run a recursion; see `Recursion` and `Solve`."""
-    weights, into_state, lengths = recursion.weights, recursion.into_state, recursion.lengths
+    into_state, lengths = recursion.into_state, recursion.lengths
     batch, n_snippets, h = into_state.shape
     terms = recursion.terms()
     z = terms.shape[-1]
     gb, gd = terms.new_zeros(batch, n_snippets, 2 * z), torch.zeros_like(into_state)
     steps = recursion.steps or GruSteps(*(torch.zeros_like(into_state[:, 1:]) for _ in GruSteps._fields))
     tensors: dict[str, Tensor | None] = {
-        "gru_input": weights.gru_input,
-        "gru_state": weights.gru_state,
+        "gru_input": recursion.gru_input,
+        "gru_state": recursion.gru_state,
         "posterior_state": recursion.posterior_state,
         "lengths": lengths,
         "order": longest_first(lengths),

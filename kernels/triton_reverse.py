@@ -143,7 +143,7 @@ def reverse_kernel(
 
 def reverse(recursion: Recursion, precision: str) -> tuple[Tensor, Tensor]:
     """Run a recursion; see `Recursion` and `Solve`."""
-    weights, steps, lengths = recursion.weights, recursion.steps, recursion.lengths
+    steps, lengths = recursion.steps, recursion.lengths
     terms, to_state = recursion.terms(), recursion.into_state.clone()
     (batch, n, h), z = to_state.shape, terms.shape[-1]
     hp, zp = padded(h), padded(z)
@@ -160,8 +160,8 @@ def reverse(recursion: Recursion, precision: str) -> tuple[Tensor, Tensor]:
         recursion.restarts.contiguous().view(torch.int8),
         *of_steps,
         recursion.through_state.contiguous(),
-        packed(weights.gru_input, 3, hp, zp),
-        packed(weights.gru_state, 3, hp, hp),
+        packed(recursion.gru_input, 3, hp, zp),
+        packed(recursion.gru_state, 3, hp, hp),
         posterior_state,
         terms.new_empty(batch, 4, h),
         terms.new_empty(batch, 2 * z),

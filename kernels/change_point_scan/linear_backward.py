@@ -44,7 +44,7 @@ def scan_linear_backward(
     # the forward steps once more, from columns t = 0 .. T - 2 to the next
     v, d = output.latent[:, :-1], output.state[:, :-1]
     belief = Gaussian(output.belief_mean[:, :-1], output.belief_log_std[:, :-1])
-    steps = gru_steps(v, d, weights) if rules.uses_state else None
+    steps = gru_steps(v, d, weights[:4]) if rules.uses_state else None
     d_next = d if steps is None else steps.d_next
 
     def head(weight: Tensor | None, offset: Tensor | None, state: Tensor) -> Tensor:
@@ -102,9 +102,8 @@ def scan_linear_backward(
     links = [share, pull, *through_belief, rest, inside]
     columns = [g.belief_mean + g.latent, g.belief_log_std + g.latent * noise_std, noise_std]
     restarts = changed[..., 0] & rules.reset if rules.uses_state else torch.ones_like(changed[..., 0])
-    gb, gd = solve(
-        Recursion(weights, steps, weights.posterior_state, lengths, restarts, into_state, through_state, columns, links)
-    )
+    left = (lengths, restarts, into_state, through_state)
+    gb, gd = solve(Recursion(*weights[:2], steps, weights.posterior_state, *left, columns, links))
 
     # streams and weights, from the gradients of all beliefs and states
     g_belief = Gaussian(*(part[:, 1:] for part in gb.chunk(2, dim=-1)))
@@ -140,7 +139,7 @@ def scan_linear_backward(
         g_weights.prior_state.add_(outer(to_pre_static, d))  # type: ignore[union-attr]
         g_streams.prior[:, :-1].add_(to_pre_static)  # type: ignore[index]
     if steps is not None:
-        add_gru_gradients(steps, g_d + through_state, v, d, g_weights)
+        add_gru_gradients(steps, g_d + through_state, v, d, g_weights[:4])
     return g_streams, g_weights
 
 

@@ -54,7 +54,7 @@ def scan_reference(
     never = torch.zeros(batch, dtype=torch.bool, device=start.device)
     columns = [(never, zero, zero, kl(belief, standard), v, belief.mean, belief.log_std, d)]
     for t in range(n_snippets - 1):
-        d_next = gru_cell(v, d, *weights[:4]) if rules.uses_state else d
+        d_next = gru_cell(v, d, weights[:4]) if rules.uses_state else d
         r = split(start[:, t + 1])
         if rules.evidence == "start":
             e = r

@@ -65,7 +65,7 @@ def scan_reference_backward(
         v, d = output.latent[:, t], output.state[:, t]
         belief = Gaussian(output.belief_mean[:, t], output.belief_log_std[:, t])
         after = Gaussian(output.belief_mean[:, t + 1], output.belief_log_std[:, t + 1])
-        d_next = gru_cell(v, d, *transition) if rules.uses_state else d
+        d_next = gru_cell(v, d, transition) if rules.uses_state else d
         pre_e = start[:, t + 1]
         if posterior is not None and weights.posterior_state is not None:
             pre_e = posterior[:, t + 1] + d_next @ weights.posterior_state.T
@@ -132,7 +132,7 @@ def scan_reference_backward(
             else:
                 g_weights.prior_bias.add_(to_pre.sum(0))  # type: ignore[union-attr]
         if rules.uses_state:
-            gv, gd, to_input, to_hidden = gru_cell_backward(v, d, *transition, gd)
+            gv, gd, to_input, to_hidden = gru_cell_backward(v, d, transition, gd)
             g_weights.gru_input.add_(to_input.T @ v)
             g_weights.gru_state.add_(to_hidden.T @ d)
             g_weights.gru_input_bias.add_(to_input.sum(0))

@@ -35,14 +35,14 @@ def snippet_linear_backward(
     from_kl, to_prior = kl_backward(posterior, split(pre_prior), g_kl)
     to_pre_prior = split_backward(pre_prior, to_prior)
     noise_std = posterior.log_std.exp() * noise
-    steps = gru_steps(output.latent[:, :-1], d[:, :-1], weights)
+    steps = gru_steps(output.latent[:, :-1], d[:, :-1], weights[:4])
     zeros, ones = torch.zeros_like(noise_std), torch.ones_like(noise_std)
     inside = split_backward(pre_posterior, Gaussian(zeros, ones)).chunk(2, dim=-1)[1]
     # a posterior owes nothing to the one before, and all of its gradient passes through head Q1
     restarts = change_points[:, :-1] & real[:, 1:]
     gb, gd = solve(
         Recursion(
-            weights,
+            *weights[:2],
             steps,
             weights.posterior_state,
             lengths,
@@ -61,5 +61,5 @@ def snippet_linear_backward(
     found.initial_state.copy_(gd.sum((0, 1)) - to_next.sum((0, 1)))
     found.prior_state.copy_(outer(to_pre_prior, d))
     found.posterior_state.copy_(outer(to_pre_posterior, d))
-    add_gru_gradients(steps, to_next, output.latent[:, :-1], d[:, :-1], found)
+    add_gru_gradients(steps, to_next, output.latent[:, :-1], d[:, :-1], found[:4])
     return to_pre_prior, to_pre_posterior, found

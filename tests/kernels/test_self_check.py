@@ -28,7 +28,7 @@ LITERAL = ScanRules("prior", "full", "transition", belief_weight=0.0, evidence_w
 def solve(recursion: Recursion) -> tuple[Tensor, Tensor]:
     """The recursion as `Recursion` states it."""
     into_mean, into_log_std, s, share, pull, mean, log_std, rest, inside = recursion.terms().unbind(2)
-    (gru_input, gru_state), gd = recursion.weights[:2], recursion.into_state.clone()
+    gd = recursion.into_state.clone()
     carried, gv, columns = [torch.zeros_like(s[:, 0])] * 2, torch.zeros_like(s[:, 0]), []
     for t in reversed(range(gd.shape[1])):
         to_mean = carried[0] + into_mean[:, t] + gv
@@ -46,8 +46,8 @@ def solve(recursion: Recursion) -> tuple[Tensor, Tensor]:
         to_next = to_next + torch.where(recursion.restarts[:, t - 1, None], 0.0, to_d)
         to_new = to_next * to_candidate
         to_gates = [to_new * to_reset, to_next * to_update]
-        gv = torch.cat([*to_gates, to_new], dim=-1) @ gru_input
-        gd[:, t - 1] += to_next * update + torch.cat([*to_gates, to_new * reset], dim=-1) @ gru_state
+        gv = torch.cat([*to_gates, to_new], dim=-1) @ recursion.gru_input
+        gd[:, t - 1] += to_next * update + torch.cat([*to_gates, to_new * reset], dim=-1) @ recursion.gru_state
     return torch.stack(columns, dim=1), gd
 
 
