@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def resolve(request: str, tensor: Tensor, state: int, subject: str, mismatch: Ca
     for kernel in candidates(tensor):
         if kernel == "cuda" and not cuda.supports(batch, n_snippets, z2 // 2, state):
             continue
-        if kernel == "cpu" or is_trusted(kernel, subject, tensor.device, lambda kernel=kernel: mismatch(kernel)):  # type: ignore[misc]
+        if kernel == "cpu" or is_trusted(kernel, subject, tensor.device, partial(mismatch, kernel)):
             return kernel
     return "reference"
 
