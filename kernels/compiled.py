@@ -7,7 +7,7 @@ import ctypes
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -178,6 +178,27 @@ def array(tensor: Tensor | None) -> Any:
 def promoted(tensor: OptionalTensor) -> OptionalTensor:
     """16-bit floats as float32: the test of eq. 7 flips in half precision, and one flip moves every later state."""
     return tensor.float() if tensor is not None and tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def check_tensors(
+    expected: Mapping[str, tuple[Tensor | None, tuple[int, ...] | None]], like: Tensor, where: str = ""
+) -> None:
+    """Every tensor has the shape that is asked for (none: it is absent), is on `like`'s device, and has its dtype.
+
+    Raises:
+        ValueError: one has not; names it, expected and got, and says `where`.
+    """
+    for name, (tensor, shape) in expected.items():
+        got = None if tensor is None else tuple(tensor.shape)
+        if got != shape:
+            raise ValueError(f"{name} must be {shape}{where}, got {got}")
+        if tensor is None:
+            continue
+        if tensor.device != like.device:
+            raise ValueError(f"{name} must be on {like.device}, got {tensor.device}")
+        dtype = cuda.DTYPES.get(name, like.dtype)
+        if tensor.dtype != dtype:
+            raise ValueError(f"{name} must be {dtype}, got {tensor.dtype}")
 
 
 def check_lengths(lengths: Tensor, n_snippets: int) -> None:
