@@ -15,7 +15,7 @@ from .reference_backward import snippet_scan_reference_backward
 from .types import SnippetOutput, SnippetWeights
 
 SCAN = "snippet_scan"
-N_TENSORS = 2 + len(SnippetWeights._fields)
+N_TENSORS = 2 + len(SnippetWeights._fields)  # the first inputs: those with gradients
 
 
 def snippet_scan_op(
