@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .. import cuda
 from ..cuda import solver as solver
 from ..padding import longest_first
-from .types import ScanOutput, ScanRules, ScanStreams, ScanWeights
+from .types import ScanOutput, ScanRules, ScanStreams, ScanWeights, empty_output
 
 _Scan = cuda.structure(
     "AhlmCudaScan",
@@ -42,20 +41,16 @@ def forward(
     library = cuda.chosen(library)
     start = streams.start
     batch, n_snippets, z2 = start.shape
-    z, h = z2 // 2, weights.initial_state.shape[0]
     # past a video's end the kernel writes nothing
-    shapes = [(batch, n_snippets), *[(batch, n_snippets)] * 3, *[(batch, n_snippets, z)] * 3, (batch, n_snippets, h)]
-    output = ScanOutput._make(
-        start.new_zeros(shape, dtype=torch.bool if i == 0 else torch.float32) for i, shape in enumerate(shapes)
-    )
+    output = ScanOutput._make(tensor.zero_() for tensor in empty_output(start, weights.initial_state))
     tensors = {**streams._asdict(), **weights._asdict(), "noise": noise, "lengths": lengths}
     tensors |= {"order": longest_first(lengths), "forced_changes": forced_changes, **output._asdict()}
     arguments = _Scan(
         **cuda.pointers(library, tensors),
         batch=batch,
         snippets=n_snippets,
-        latent_size=z,
-        state_size=h,
+        latent_size=z2 // 2,
+        state_size=weights.initial_state.shape[0],
         few=precision == "fp32" and batch <= cuda.FEW_VIDEOS,
         held=rules.static_belief == "held",
         change_prior=("state", "constant", "full").index(rules.change_prior),

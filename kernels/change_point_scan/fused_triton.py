@@ -12,7 +12,7 @@ from torch import Tensor
 from ..padding import longest_first
 from ..triton_blocks import FORWARD, clamp_log_std, cut, gru_step, head, kl_terms, packed, pad_segments, padded
 from ..triton_reverse import solver as solver
-from .types import ScanOutput, ScanRules, ScanStreams, ScanWeights
+from .types import ScanOutput, ScanRules, ScanStreams, ScanWeights, empty_output
 
 
 @triton.jit
@@ -188,10 +188,7 @@ def forward(
     z, h = z2 // 2, initial.shape[0]
     hp, zp = padded(h), padded(z)
     dtype = torch.float16 if precision == "fp16" else torch.float32
-    kls = (start.new_zeros(batch, n) for _ in range(3))
-    latents = (start.new_zeros(batch, n, z) for _ in range(3))
-    changes = torch.zeros(batch, n, dtype=torch.bool, device=start.device)
-    output = ScanOutput._make((changes, *kls, *latents, start.new_zeros(batch, n, h)))
+    output = ScanOutput._make(tensor.zero_() for tensor in empty_output(start, initial))
 
     def or_any(tensor: Tensor | None) -> Tensor:
         """Something to point at in place of what the reading does not read."""
@@ -218,7 +215,7 @@ def forward(
         head_weight(weights.posterior_state),
         pad_segments(initial, 1, hp),
         or_any(of_start),
-        changes.view(torch.int8),
+        output.change_points.view(torch.int8),
         *output[1:],
         batch,
         n,

@@ -12,7 +12,7 @@ from .check import mismatch
 from .linear_backward import scan_linear_backward
 from .reference import scan_reference
 from .reference_backward import scan_reference_backward
-from .types import ScanOutput, ScanRules, ScanStreams, ScanWeights
+from .types import ScanOutput, ScanRules, ScanStreams, ScanWeights, empty_output
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 SCAN = "change_point_scan"
@@ -93,7 +93,7 @@ def _run(
     if kernel != "cpu":
         forward = gpu_module(kernel, SCAN).forward
         return _floats_first(forward(streams, weights, rules, noise, lengths, forced_changes, precision))
-    output = _empty(start, initial_state)
+    output = empty_output(start, initial_state)
     core.change_point_scan(
         [array(tensor) for tensor in (*streams, *weights, noise, lengths, forced_changes)],
         rules._asdict(),
@@ -114,17 +114,8 @@ def _kernel(backend: str, precision: str, rules: ScanRules, start: Tensor, initi
     return resolve(backend, start, state, subject, differs)
 
 
-def _empty(start: Tensor, initial_state: Tensor) -> ScanOutput:
-    batch, n_snippets, z2 = start.shape
-    kls = (start.new_empty(batch, n_snippets) for _ in range(3))
-    latents = (start.new_empty(batch, n_snippets, z2 // 2) for _ in range(3))
-    states = start.new_empty(batch, n_snippets, initial_state.shape[0])
-    change_points = start.new_empty(batch, n_snippets, dtype=torch.bool)
-    return ScanOutput._make((change_points, *kls, *latents, states))
-
-
 def _fake(*inputs: Any) -> Outputs:
-    return _floats_first(_empty(inputs[0], inputs[N_TENSORS - 1]))
+    return _floats_first(empty_output(inputs[0], inputs[N_TENSORS - 1]))
 
 
 def _run_backward(

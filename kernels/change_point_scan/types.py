@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -103,3 +104,11 @@ class ScanOutput(NamedTuple):
     belief_mean: Tensor
     belief_log_std: Tensor
     state: Tensor
+
+
+def empty_output(start: Tensor, initial_state: Tensor) -> ScanOutput:
+    """A result to be filled, for streams like `start`."""
+    batch, n_snippets, z2 = start.shape
+    sizes = (*[()] * 3, *[(z2 // 2,)] * 3, initial_state.shape)
+    floats = (start.new_empty(batch, n_snippets, *size) for size in sizes)
+    return ScanOutput(start.new_empty(batch, n_snippets, dtype=torch.bool), *floats)
