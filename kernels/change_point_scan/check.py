@@ -114,7 +114,6 @@ def wrong_decisions(output: ScanOutput, rules: ScanRules, lengths: Tensor, toler
     """Decisions of a scan that its KLs contradict by more than `tolerance` of either side of eq. 7."""
     batch, n_snippets = output.change_points.shape
     beta, waiting, wrong = output.kl_static.new_full((batch,), rules.beta0), torch.zeros(batch, dtype=torch.int64), 0
-    down = rules.alpha if rules.alpha_down is None else rules.alpha_down
     for t in range(1, n_snippets):
         changed, threshold = output.change_points[:, t], beta * output.kl_change[:, t]
         excess = output.kl_static[:, t] - threshold
@@ -122,6 +121,8 @@ def wrong_decisions(output: ScanOutput, rules: ScanRules, lengths: Tensor, toler
         tested = waiting == 0
         decided = torch.where(tested & unclear, changed, tested & (excess > 0))
         wrong += int(((decided != changed) & (t < lengths)).sum())
-        beta = torch.where(tested, (beta + torch.where(changed, rules.alpha, -down)).clamp(*rules.beta_range), beta)
+        beta = torch.where(
+            tested, (beta + torch.where(changed, rules.alpha, -rules.down)).clamp(*rules.beta_range), beta
+        )
         waiting = torch.where(changed, rules.refractory, (waiting - 1).clamp(min=0))
     return wrong

@@ -61,7 +61,7 @@ def forward(
         belief_weight=rules.belief_weight,
         evidence_weight=rules.evidence_weight,
         alpha=rules.alpha,
-        alpha_down=rules.alpha if rules.alpha_down is None else rules.alpha_down,
+        alpha_down=rules.down,
         beta0=rules.beta0,
         beta_low=rules.beta_range[0],
         beta_high=rules.beta_range[1],

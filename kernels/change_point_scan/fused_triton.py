@@ -223,7 +223,7 @@ def forward(
         rules.evidence_weight,
         rules.refractory,
         rules.alpha,
-        rules.alpha if rules.alpha_down is None else rules.alpha_down,
+        rules.down,
         rules.beta0,
         *rules.beta_range,
         **reading(rules),

@@ -42,9 +42,7 @@ def _floats_first(output: ScanOutput) -> Outputs:
 
 
 def _flat(rules: ScanRules) -> tuple[Any, ...]:
-    down = rules.alpha if rules.alpha_down is None else rules.alpha_down
-    plain = rules._replace(alpha_down=down)[:-1]
-    return (*plain, *rules.beta_range)
+    return (*rules._replace(alpha_down=rules.down)[:-1], *rules.beta_range)
 
 
 def _rules(flat: tuple[Any, ...]) -> ScanRules:

@@ -24,6 +24,11 @@ class ScanRules(NamedTuple):
     beta_range: tuple[float, float] = (0.15, 0.9)
 
     @property
+    def down(self) -> float:
+        """What eq. 8 takes from beta where nothing changes."""
+        return self.alpha if self.alpha_down is None else self.alpha_down
+
+    @property
     def uses_prior(self) -> bool:
         """Whether head P reads the features, so that `streams.prior` is there."""
         return self.static_belief == "prior" or self.change_prior == "full"
