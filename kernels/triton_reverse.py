@@ -151,7 +151,7 @@ def reverse(recursion: Recursion, precision: str) -> tuple[Tensor, Tensor]:
     of_steps = [terms] * 5  # something to point at
     if steps is not None:
         of_steps = [term.contiguous() for term in steps[1:]]
-    posterior_state = terms if recursion.posterior_state is None else packed(recursion.posterior_state, 2, zp, hp)
+    posterior_state = recursion.posterior_state
     launch = LAUNCH[precision]
     reverse_kernel[(triton.cdiv(batch, launch.rows),)](
         lengths,
@@ -160,9 +160,9 @@ def reverse(recursion: Recursion, precision: str) -> tuple[Tensor, Tensor]:
         recursion.restarts.contiguous().view(torch.int8),
         *of_steps,
         recursion.through_state.contiguous(),
-        packed(recursion.gru_input, 3, hp, zp),
-        packed(recursion.gru_state, 3, hp, hp),
-        posterior_state,
+        packed(recursion.gru_input, 3, hp, zp).T.contiguous(),
+        packed(recursion.gru_state, 3, hp, hp).T.contiguous(),
+        terms if posterior_state is None else packed(posterior_state, 2, zp, hp).T.contiguous(),
         terms.new_empty(batch, 4, h),
         terms.new_empty(batch, 2 * z),
         to_belief,
@@ -170,7 +170,7 @@ def reverse(recursion: Recursion, precision: str) -> tuple[Tensor, Tensor]:
         batch,
         n,
         HAS_STATE=steps is not None,
-        TRANSITION=recursion.posterior_state is not None,
+        TRANSITION=posterior_state is not None,
         AFTER_RESTART=recursion.after_restart,
         PRECISION=PRODUCTS[precision],
         **cut(launch, h, z),

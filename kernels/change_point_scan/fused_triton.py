@@ -195,7 +195,7 @@ def forward(
         return start if tensor is None else tensor
 
     def head_weight(weight: Tensor | None) -> Tensor:
-        return or_any(None if weight is None else packed(weight, 2, zp, hp).T.to(dtype).contiguous())
+        return or_any(None if weight is None else packed(weight, 2, zp, hp).to(dtype))
 
     bias = weights.prior_bias
     of_start = None if weights.prior_state is None else pad_segments(weights.prior_state @ initial, 2, zp)
@@ -206,8 +206,8 @@ def forward(
         or_any(None if forced_changes is None else forced_changes.view(torch.int8)),
         lengths,
         longest_first(lengths),
-        packed(weights.gru_input, 3, hp, zp).T.to(dtype).contiguous(),
-        packed(weights.gru_state, 3, hp, hp).T.to(dtype).contiguous(),
+        packed(weights.gru_input, 3, hp, zp).to(dtype),
+        packed(weights.gru_state, 3, hp, hp).to(dtype),
         pad_segments(weights.gru_input_bias, 3, hp),
         pad_segments(weights.gru_state_bias, 3, hp),
         head_weight(weights.prior_state),
