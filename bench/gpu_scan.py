@@ -21,9 +21,11 @@ from torch import Tensor
 
 from ahlm.files import write_json
 from ahlm.kernels.change_point_scan import ScanOutput, ScanRules, ScanStreams, ScanWeights, change_point_scan
+from ahlm.kernels.change_point_scan.linear_backward import scan_linear_backward
 from ahlm.kernels.compiled import gpu_module
 from ahlm.kernels.cuda import FEW_VIDEOS, installed
 from ahlm.kernels.snippet_scan import SnippetOutput, SnippetWeights, snippet_scan
+from ahlm.kernels.snippet_scan.linear_backward import snippet_linear_backward
 
 Z, H = 64, 256
 READINGS = {
@@ -156,7 +158,7 @@ class Times:
             def both(forward: Any = forward, precision: str = precision) -> Any:
                 output = forward()
                 ones = ScanOutput(output[0], *map(torch.ones_like, output[1:]))
-                return kernel.backward(ones, output, **known, precision=precision)
+                return scan_linear_backward(kernel.solver(precision), ones, output, **known)
 
             try:
                 differ = int((forward().change_points != expected).sum())
@@ -180,7 +182,7 @@ class Times:
             def both(forward: Any = forward, precision: str = precision) -> Any:
                 output = forward()
                 ones = SnippetOutput(*map(torch.ones_like, output))
-                return kernel.backward(ones, output, **given, precision=precision)
+                return snippet_linear_backward(kernel.solver(precision), ones, output, **given)
 
             self.add(f"{self.part} {precision} snippets", "-", "forward", forward)
             self.add(f"{self.part} {precision} snippets", "-", "forward + backward", both)
@@ -195,10 +197,10 @@ def small(kernel: str) -> None:
                 given = inputs(rules, batch, 6, ragged=True)
                 output = scan.forward(**given, precision=precision)
                 del given["forced_changes"]
-                scan.backward(output, output, **given, precision=precision)
+                scan_linear_backward(scan.solver(precision), output, output, **given)
             snippets = snippet_inputs(batch, 6, ragged=True)
             found = snippet.forward(**snippets, precision=precision)
-            snippet.backward(found, found, **snippets, precision=precision)
+            snippet_linear_backward(snippet.solver(precision), found, found, **snippets)
     torch.cuda.synchronize()
 
 

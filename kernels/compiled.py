@@ -7,7 +7,8 @@ import ctypes
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +109,13 @@ def resolve(request: str, tensor: Tensor, state: int, subject: str, mismatch: Ca
     for kernel in candidates(tensor):
         if kernel == "cuda" and not cuda.supports(batch, n_snippets, z2 // 2, state):
             continue
-        if kernel == "cpu" or is_trusted(kernel, subject, tensor.device, lambda kernel=kernel: mismatch(kernel)):  # type: ignore[misc]
+        if kernel == "cpu" or is_trusted(kernel, subject, tensor.device, partial(mismatch, kernel)):
             return kernel
     return "reference"
 
 
 def gpu_module(kernel: str, scan: str) -> Any:
-    """The module of a GPU kernel: `forward` and `backward` with the arguments of the reference, and the precision."""
+    """The module of a GPU kernel: `forward`, with the arguments of the reference and the precision, and `solver`."""
     return importlib.import_module(f".{scan}.fused_{kernel}", __package__)
 
 
@@ -177,6 +178,27 @@ def array(tensor: Tensor | None) -> Any:
 def promoted(tensor: OptionalTensor) -> OptionalTensor:
     """16-bit floats as float32: the test of eq. 7 flips in half precision, and one flip moves every later state."""
     return tensor.float() if tensor is not None and tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def check_tensors(
+    expected: Mapping[str, tuple[Tensor | None, tuple[int, ...] | None]], like: Tensor, where: str = ""
+) -> None:
+    """Every tensor has the shape that is asked for (none: it is absent), is on `like`'s device, and has its dtype.
+
+    Raises:
+        ValueError: one has not; names it, expected and got, and says `where`.
+    """
+    for name, (tensor, shape) in expected.items():
+        got = None if tensor is None else tuple(tensor.shape)
+        if got != shape:
+            raise ValueError(f"{name} must be {shape}{where}, got {got}")
+        if tensor is None:
+            continue
+        if tensor.device != like.device:
+            raise ValueError(f"{name} must be on {like.device}, got {tensor.device}")
+        dtype = cuda.DTYPES.get(name, like.dtype)
+        if tensor.dtype != dtype:
+            raise ValueError(f"{name} must be {dtype}, got {tensor.dtype}")
 
 
 def check_lengths(lengths: Tensor, n_snippets: int) -> None:

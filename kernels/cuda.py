@@ -21,13 +21,16 @@ import ahlm
 
 from .gru import GruSteps
 from .padding import longest_first
-from .recursion import Recursion
+from .recursion import Recursion, Solve
 
 STATE_SIZE, MOST_LATENTS = 256, 64
 # float32 batches that run in clusters of two videos: 132 multiprocessors hold about 15 clusters of 8 blocks at once
 FEW_VIDEOS = 30
 MOST_ROWS = 2**31 - 1  # of (B, T): the kernels count them in 32 bits
 NAME = "libahlm_cuda.so"
+# of what the scans read, by name; the rest are floats
+DTYPES = dict.fromkeys(("lengths", "order"), torch.int64)
+DTYPES |= dict.fromkeys(("change_points", "forced_changes", "restarts"), torch.bool)
 
 Precision = Literal["fp32", "fp16"]
 
@@ -131,17 +134,16 @@ def supports(batch: int, n_snippets: int, z: int, h: int) -> bool:
 
 def reverse(library: Library, recursion: Recursion) -> tuple[Tensor, Tensor]:
     """Run a recursion; see `Recursion` and `Solve`."""
-    weights, into_state, lengths = recursion.weights, recursion.into_state, recursion.lengths
+    into_state, lengths = recursion.into_state, recursion.lengths
     batch, n_snippets, h = into_state.shape
     terms = recursion.terms()
     z = terms.shape[-1]
     gb, gd = terms.new_zeros(batch, n_snippets, 2 * z), torch.zeros_like(into_state)
     steps = recursion.steps or GruSteps(*(torch.zeros_like(into_state[:, 1:]) for _ in GruSteps._fields))
-    tensors = {name: pad(term, (0, 0, 0, 1)).contiguous() for name, term in steps._asdict().items() if name != "d_next"}
-    tensors |= {
-        "gru_input": weights.gru_input,
-        "gru_state": weights.gru_state,
-        "posterior_state": recursion.posterior_state,  # type: ignore[dict-item]
+    tensors: dict[str, Tensor | None] = {
+        "gru_input": recursion.gru_input,
+        "gru_state": recursion.gru_state,
+        "posterior_state": recursion.posterior_state,
         "lengths": lengths,
         "order": longest_first(lengths),
         "restarts": pad(recursion.restarts, (1, 0)).contiguous(),
@@ -151,8 +153,11 @@ def reverse(library: Library, recursion: Recursion) -> tuple[Tensor, Tensor]:
         "belief_gradient": gb,
         "state_gradient": gd,
     }
+    tensors |= {
+        name: pad(term, (0, 0, 0, 1)).contiguous() for name, term in steps._asdict().items() if name != "d_next"
+    }
     arguments = _Reverse(
-        **pointers(tensors),
+        **pointers(library, tensors),
         batch=batch,
         snippets=n_snippets,
         latent_size=z,
@@ -163,6 +168,11 @@ def reverse(library: Library, recursion: Recursion) -> tuple[Tensor, Tensor]:
     )
     library.run("ahlm_cuda_reverse", arguments, into_state.device)
     return gb, gd
+
+
+def solver(precision: str, library: Library | None = None) -> Solve:
+    """The recursion on the GPU, for both scans: float32 whatever the precision of the forward was."""
+    return functools.partial(reverse, chosen(library))
 
 
 def chosen(library: Library | None) -> Library:
@@ -177,23 +187,19 @@ def chosen(library: Library | None) -> Library:
     return library
 
 
-def pointers(tensors: Mapping[str, Tensor | None]) -> dict[str, int | None]:
-    """Addresses, for a struct."""
-    return {name: None if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()}
-
-
-def check(library: Library, tensors: Mapping[str, Tensor | None], dtype: torch.dtype) -> None:
-    """Every tensor that is there is where and what the kernels work on.
+def pointers(library: Library, tensors: Mapping[str, Tensor | None]) -> dict[str, int]:
+    """Addresses, for a struct, of the tensors that are there: where and what the kernels work on.
 
     Raises:
-        ValueError: one is not; names it.
+        ValueError: one is of another device or dtype or not contiguous; names it.
     """
-    for name, tensor in tensors.items():
-        if tensor is None:
-            continue
+    present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    for name, tensor in present.items():
         if tensor.device.type != library.device:
             raise ValueError(f"{name} must be on {library.device}, got {tensor.device}")
+        dtype = DTYPES.get(name, torch.float32)
         if tensor.dtype != dtype:
             raise ValueError(f"{name} must be {dtype}, got {tensor.dtype}")
         if not tensor.is_contiguous():
             raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()}")
+    return {name: tensor.data_ptr() for name, tensor in present.items()}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .gru import GruSteps, GruWeights
+from .gru import GruSteps
 
 
 class Recursion(NamedTuple):
@@ -27,7 +27,8 @@ class Recursion(NamedTuple):
         N = D where there is no restart + through + Q^T e;  V', D' from N through the GRU;  D' += into
 
     Attributes:
-        weights: of the GRU.
+        gru_input: weight of the GRU (3H, Z).
+        gru_state: likewise (3H, H).
         steps: of the GRU; none: nothing reads the state, and every step restarts.
         posterior_state: head Q on the state (2Z, H), where e passes through it.
         lengths: (B,).
@@ -39,7 +40,8 @@ class Recursion(NamedTuple):
         after_restart: head Q sees the state after a restart, so that Q^T e belongs to D.
     """
 
-    weights: GruWeights
+    gru_input: Tensor
+    gru_state: Tensor
     steps: GruSteps | None
     posterior_state: Tensor | None
     lengths: Tensor

@@ -68,8 +68,8 @@ def pad_segments(weight: Tensor, segments: int, size: int) -> Tensor:
 
 
 def packed(weight: Tensor, segments: int, rows: int, columns: int) -> Tensor:
-    """A weight (segments * n, m) as the kernels take it: each segment padded to `rows`, its inputs to `columns`."""
-    return pad_segments(pad_segments(weight, segments, rows).T, 1, columns).T.contiguous()
+    """A weight (segments * n, m) with each segment padded to `rows`, its inputs to `columns`; and the inputs first."""
+    return pad_segments(pad_segments(weight, segments, rows).T, 1, columns)
 
 
 @triton.jit

@@ -1,12 +1,14 @@
 """The recursion of both scans' backward in Triton: a program runs a few videos from their last snippet to the first."""
 
+from functools import partial
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .padding import longest_first
-from .recursion import Recursion
+from .recursion import Recursion, Solve
 from .triton_blocks import Launch, cut, packed, padded
 
 # as in `triton_blocks`: tensor cores want 16 rows
@@ -141,7 +143,7 @@ def reverse_kernel(
 
 def reverse(recursion: Recursion, precision: str) -> tuple[Tensor, Tensor]:
     """Run a recursion; see `Recursion` and `Solve`."""
-    weights, steps, lengths = recursion.weights, recursion.steps, recursion.lengths
+    steps, lengths = recursion.steps, recursion.lengths
     terms, to_state = recursion.terms(), recursion.into_state.clone()
     (batch, n, h), z = to_state.shape, terms.shape[-1]
     hp, zp = padded(h), padded(z)
@@ -149,7 +151,7 @@ def reverse(recursion: Recursion, precision: str) -> tuple[Tensor, Tensor]:
     of_steps = [terms] * 5  # something to point at
     if steps is not None:
         of_steps = [term.contiguous() for term in steps[1:]]
-    posterior_state = terms if recursion.posterior_state is None else packed(recursion.posterior_state, 2, zp, hp)
+    posterior_state = recursion.posterior_state
     launch = LAUNCH[precision]
     reverse_kernel[(triton.cdiv(batch, launch.rows),)](
         lengths,
@@ -158,9 +160,9 @@ def reverse(recursion: Recursion, precision: str) -> tuple[Tensor, Tensor]:
         recursion.restarts.contiguous().view(torch.int8),
         *of_steps,
         recursion.through_state.contiguous(),
-        packed(weights.gru_input, 3, hp, zp),
-        packed(weights.gru_state, 3, hp, hp),
-        posterior_state,
+        packed(recursion.gru_input, 3, hp, zp).T.contiguous(),
+        packed(recursion.gru_state, 3, hp, hp).T.contiguous(),
+        terms if posterior_state is None else packed(posterior_state, 2, zp, hp).T.contiguous(),
         terms.new_empty(batch, 4, h),
         terms.new_empty(batch, 2 * z),
         to_belief,
@@ -168,9 +170,14 @@ def reverse(recursion: Recursion, precision: str) -> tuple[Tensor, Tensor]:
         batch,
         n,
         HAS_STATE=steps is not None,
-        TRANSITION=recursion.posterior_state is not None,
+        TRANSITION=posterior_state is not None,
         AFTER_RESTART=recursion.after_restart,
         PRECISION=PRODUCTS[precision],
         **cut(launch, h, z),
     )
     return to_belief, to_state
+
+
+def solver(precision: str) -> Solve:
+    """The recursion in a precision, for both scans."""
+    return partial(reverse, precision=precision)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..compiled import check_lengths, choose_backend, promoted
+from ..compiled import check_lengths, check_tensors, choose_backend, promoted
 from .op import scan_op
 from .reference import scan_reference
 from .types import ScanOutput, ScanRules, ScanStreams, ScanWeights
@@ -107,14 +107,4 @@ def _check(
         expected["noise"] = (noise, (batch, n_snippets, z2 // 2))
     if forced_changes is not None:
         expected["forced_changes"] = (forced_changes, (batch, n_snippets))
-    for name, (tensor, shape) in expected.items():
-        got = None if tensor is None else tuple(tensor.shape)
-        if got != shape:
-            raise ValueError(f"{name} must be {shape} under these rules, got {got}")
-        if tensor is None:
-            continue
-        if tensor.device != streams.start.device:
-            raise ValueError(f"{name} must be on {streams.start.device}, got {tensor.device}")
-        dtype = {"lengths": torch.int64, "forced_changes": torch.bool}.get(name, streams.start.dtype)
-        if tensor.dtype != dtype:
-            raise ValueError(f"{name} must be {dtype}, got {tensor.dtype}")
+    check_tensors(expected, streams.start, " under these rules")

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+import itertools
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..padding import OptionalTensor
 from ..self_check import TOLERANCE, difference
+from .linear_backward import scan_linear_backward
 from .reference import scan_reference
 from .reference_backward import scan_reference_backward
 from .types import ScanOutput, ScanRules, ScanStreams, ScanWeights
 
 N_SNIPPETS, LENGTHS = 12, (12, 12, 7, 2, 1)
 COPIES = (1, 7)  # of these videos: CUDA's kernels for up to `cuda.FEW_VIDEOS`, and those for more
-
-Tensors = TypeVar("Tensors", ScanStreams, ScanWeights, ScanOutput)
 
 
 def seeded_inputs(
@@ -56,64 +57,48 @@ def mismatch(
     difference of the last bits cannot turn into a different path.
 
     Args:
-        kernel: has `forward` and `backward`, as `fused_triton`.
+        kernel: has `forward` and `solver`, as `fused_triton`.
         rules: the reading.
         latent: Z.
         state: H.
         precision: of the kernel's products.
         device: where it runs.
     """
-    for copies in COPIES:
-        for is_noisy in (True, False):
-            if wrong := _mismatch(kernel, rules, latent, state, precision, device, copies, is_noisy):
-                return wrong
-    return None
 
-
-def _mismatch(
-    kernel: Any,
-    rules: ScanRules,
-    latent: int,
-    state: int,
-    precision: str,
-    device: torch.device,
-    copies: int,
-    is_noisy: bool,
-) -> str | None:
-    streams, weights, drawn, lengths = seeded_inputs(rules, latent, state, copies)
-    noise = drawn if is_noisy else None
-
-    def moved(group: Tensors) -> Tensors:
+    def moved(tensor: OptionalTensor) -> OptionalTensor:
         """In the kernel's type, on its device."""
-        return type(group)._make(
-            None if t is None else t.to(device, torch.float32 if t.is_floating_point() else t.dtype) for t in group
-        )
+        return None if tensor is None else tensor.to(device, torch.float32 if tensor.is_floating_point() else None)
 
-    noise_there = None if noise is None else noise.to(device, torch.float32)
-    arguments = (moved(streams), moved(weights), rules, noise_there, lengths.to(device))
-    output = kernel.forward(*arguments, None, precision)
-    change_points = output.change_points.cpu()
-    expected = scan_reference(streams, weights, rules, noise, lengths, change_points)
-    if not torch.equal(change_points, expected.change_points):
-        return "change-points at the first snippet or past a video's end"
-    if wrong := wrong_decisions(expected, rules, lengths, TOLERANCE[precision]):
-        return f"{wrong} change-points contradict eq. 7"
-    if wrong_result := difference(output._fields, output, expected, precision):
-        return wrong_result
-    generator = torch.Generator().manual_seed(1)
-    floats = (torch.randn(t.shape, generator=generator, dtype=torch.float64) for t in expected[1:])
-    gradients = ScanOutput(change_points, *floats)
-    found = kernel.backward(moved(gradients), output, *arguments, precision)
-    by_reference = scan_reference_backward(gradients, expected, streams, weights, rules, noise, lengths)
-    names = (f"the gradient of {name}" for name in (*streams._fields, *weights._fields))
-    return difference(names, (*found[0], *found[1]), (*by_reference[0], *by_reference[1]), precision)
+    for copies, is_noisy in itertools.product(COPIES, (True, False)):
+        streams, weights, drawn, lengths = seeded_inputs(rules, latent, state, copies)
+        noise = drawn if is_noisy else None
+        on_device = (ScanStreams._make(map(moved, streams)), ScanWeights._make(map(moved, weights)))
+        arguments = (*on_device, rules, moved(noise), moved(lengths))
+        output = kernel.forward(*arguments, None, precision)
+        change_points = output.change_points.cpu()
+        expected = scan_reference(streams, weights, rules, noise, lengths, change_points)
+        if not torch.equal(change_points, expected.change_points):
+            return "change-points at the first snippet or past a video's end"
+        if wrong := wrong_decisions(expected, rules, lengths, TOLERANCE[precision]):
+            return f"{wrong} change-points contradict eq. 7"
+        if wrong_result := difference(output._fields, output, expected, precision):
+            return wrong_result
+        generator = torch.Generator().manual_seed(1)
+        floats = (torch.randn(t.shape, generator=generator, dtype=torch.float64) for t in expected[1:])
+        gradients = ScanOutput(change_points, *floats)
+        given = (ScanOutput._make(map(moved, gradients)), output, *arguments)
+        found = scan_linear_backward(kernel.solver(precision), *given)
+        by_reference = scan_reference_backward(gradients, expected, streams, weights, rules, noise, lengths)
+        names = (f"the gradient of {name}" for name in (*streams._fields, *weights._fields))
+        if wrong_result := difference(names, (*found[0], *found[1]), (*by_reference[0], *by_reference[1]), precision):
+            return wrong_result
+    return None
 
 
 def wrong_decisions(output: ScanOutput, rules: ScanRules, lengths: Tensor, tolerance: float) -> int:
     """Decisions of a scan that its KLs contradict by more than `tolerance` of either side of eq. 7."""
     batch, n_snippets = output.change_points.shape
     beta, waiting, wrong = output.kl_static.new_full((batch,), rules.beta0), torch.zeros(batch, dtype=torch.int64), 0
-    down = rules.alpha if rules.alpha_down is None else rules.alpha_down
     for t in range(1, n_snippets):
         changed, threshold = output.change_points[:, t], beta * output.kl_change[:, t]
         excess = output.kl_static[:, t] - threshold
@@ -121,6 +106,8 @@ def wrong_decisions(output: ScanOutput, rules: ScanRules, lengths: Tensor, toler
         tested = waiting == 0
         decided = torch.where(tested & unclear, changed, tested & (excess > 0))
         wrong += int(((decided != changed) & (t < lengths)).sum())
-        beta = torch.where(tested, (beta + torch.where(changed, rules.alpha, -down)).clamp(*rules.beta_range), beta)
+        beta = torch.where(
+            tested, (beta + torch.where(changed, rules.alpha, -rules.down)).clamp(*rules.beta_range), beta
+        )
         waiting = torch.where(changed, rules.refractory, (waiting - 1).clamp(min=0))
     return wrong

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
-
-import torch
 from torch import Tensor
 
 from .. import cuda
+from ..cuda import solver as solver
 from ..padding import longest_first
-from .linear_backward import scan_linear_backward
-from .types import ScanOutput, ScanRules, ScanStreams, ScanWeights
+from .types import ScanOutput, ScanRules, ScanStreams, ScanWeights, empty_output
 
 _Scan = cuda.structure(
     "AhlmCudaScan",
@@ -34,44 +31,26 @@ def forward(
 ) -> ScanOutput:
     """`scan_reference` as one kernel; arguments and result are the same, tensors float32 and contiguous.
 
-    Args:
-        streams: see `scan_reference`, like the rest.
-        weights: see there.
-        rules: see there.
-        noise: see there.
-        lengths: see there.
-        forced_changes: see there.
-        precision: `fp32`: every product and sum; `fp16`: weights, d and v are rounded for the matrix products, whose
-            sums, like all else, stay in float32.
-        library: the kernels; those of the installation by default.
+    Under `fp16` weights, d and v are rounded for the matrix products, whose sums, like all else, stay in float32. The
+    kernels are those of the installation by default.
 
     Raises:
         ValueError: a tensor of another device or dtype or not contiguous; names it.
         RuntimeError: the kernels are not installed, have no variant of this size, or CUDA failed.
     """
     library = cuda.chosen(library)
-    tensors = {**streams._asdict(), **weights._asdict(), "noise": noise}
-    cuda.check(library, tensors, torch.float32)
-    cuda.check(library, {"lengths": lengths}, torch.int64)
-    cuda.check(library, {"forced_changes": forced_changes}, torch.bool)
     start = streams.start
     batch, n_snippets, z2 = start.shape
-    z, h = z2 // 2, weights.initial_state.shape[0]
     # past a video's end the kernel writes nothing
-    shapes = [(batch, n_snippets), *[(batch, n_snippets)] * 3, *[(batch, n_snippets, z)] * 3, (batch, n_snippets, h)]
-    output = ScanOutput._make(
-        start.new_zeros(shape, dtype=torch.bool if i == 0 else torch.float32) for i, shape in enumerate(shapes)
-    )
-    order = longest_first(lengths)
-    pointers = cuda.pointers(
-        {**tensors, "lengths": lengths, "order": order, "forced_changes": forced_changes, **output._asdict()}
-    )
+    output = ScanOutput._make(tensor.zero_() for tensor in empty_output(start, weights.initial_state))
+    tensors = {**streams._asdict(), **weights._asdict(), "noise": noise, "lengths": lengths}
+    tensors |= {"order": longest_first(lengths), "forced_changes": forced_changes, **output._asdict()}
     arguments = _Scan(
-        **pointers,
+        **cuda.pointers(library, tensors),
         batch=batch,
         snippets=n_snippets,
-        latent_size=z,
-        state_size=h,
+        latent_size=z2 // 2,
+        state_size=weights.initial_state.shape[0],
         few=precision == "fp32" and batch <= cuda.FEW_VIDEOS,
         held=rules.static_belief == "held",
         change_prior=("state", "constant", "full").index(rules.change_prior),
@@ -82,46 +61,10 @@ def forward(
         belief_weight=rules.belief_weight,
         evidence_weight=rules.evidence_weight,
         alpha=rules.alpha,
-        alpha_down=rules.alpha if rules.alpha_down is None else rules.alpha_down,
+        alpha_down=rules.down,
         beta0=rules.beta0,
         beta_low=rules.beta_range[0],
         beta_high=rules.beta_range[1],
     )
     library.run("ahlm_cuda_change_point_scan", arguments, start.device, precision)
     return output
-
-
-def backward(
-    gradients: ScanOutput,
-    output: ScanOutput,
-    streams: ScanStreams,
-    weights: ScanWeights,
-    rules: ScanRules,
-    noise: Tensor | None,
-    lengths: Tensor,
-    precision: cuda.Precision = "fp32",
-    library: cuda.Library | None = None,
-) -> tuple[ScanStreams, ScanWeights]:
-    """`scan_linear_backward` by CUDA.
-
-    Args:
-        gradients: see `scan_reference_backward`, like the rest; float32 and contiguous.
-        output: see there.
-        streams: see there.
-        weights: see there.
-        rules: see there.
-        noise: see there.
-        lengths: see there.
-        precision: that of the forward; the reverse is float32 whatever it was.
-        library: the kernels; those of the installation by default.
-
-    Raises:
-        ValueError: a tensor of another device or dtype or not contiguous; names it.
-        RuntimeError: the kernels are not installed, have no variant of this size, or CUDA failed.
-    """
-    library = cuda.chosen(library)
-    named = {f"gradients.{name}": tensor for name, tensor in gradients._asdict().items() if name != "change_points"}
-    cuda.check(library, {**named, **streams._asdict(), **weights._asdict(), "noise": noise}, torch.float32)
-    cuda.check(library, {"lengths": lengths}, torch.int64)
-    solve = partial(cuda.reverse, library)
-    return scan_linear_backward(solve, gradients, output, streams, weights, rules, noise, lengths)

@@ -4,8 +4,6 @@ Beside the reference: 1 a program runs a few videos through all their snippets; 
 instead of taken from its deviation again; 3 P d of the static prior is P d' of the step before.
 """
 
-from functools import partial
-
 import torch
 import triton
 import triton.language as tl
@@ -13,9 +11,8 @@ from torch import Tensor
 
 from ..padding import longest_first
 from ..triton_blocks import FORWARD, clamp_log_std, cut, gru_step, head, kl_terms, packed, pad_segments, padded
-from ..triton_reverse import reverse
-from .linear_backward import scan_linear_backward
-from .types import ScanOutput, ScanRules, ScanStreams, ScanWeights
+from ..triton_reverse import solver as solver
+from .types import ScanOutput, ScanRules, ScanStreams, ScanWeights, empty_output
 
 
 @triton.jit
@@ -191,17 +188,14 @@ def forward(
     z, h = z2 // 2, initial.shape[0]
     hp, zp = padded(h), padded(z)
     dtype = torch.float16 if precision == "fp16" else torch.float32
-    kls = (start.new_zeros(batch, n) for _ in range(3))
-    latents = (start.new_zeros(batch, n, z) for _ in range(3))
-    changes = torch.zeros(batch, n, dtype=torch.bool, device=start.device)
-    output = ScanOutput._make((changes, *kls, *latents, start.new_zeros(batch, n, h)))
+    output = ScanOutput._make(tensor.zero_() for tensor in empty_output(start, initial))
 
     def or_any(tensor: Tensor | None) -> Tensor:
         """Something to point at in place of what the reading does not read."""
         return start if tensor is None else tensor
 
     def head_weight(weight: Tensor | None) -> Tensor:
-        return or_any(None if weight is None else packed(weight, 2, zp, hp).T.to(dtype).contiguous())
+        return or_any(None if weight is None else packed(weight, 2, zp, hp).to(dtype))
 
     bias = weights.prior_bias
     of_start = None if weights.prior_state is None else pad_segments(weights.prior_state @ initial, 2, zp)
@@ -212,8 +206,8 @@ def forward(
         or_any(None if forced_changes is None else forced_changes.view(torch.int8)),
         lengths,
         longest_first(lengths),
-        packed(weights.gru_input, 3, hp, zp).T.to(dtype).contiguous(),
-        packed(weights.gru_state, 3, hp, hp).T.to(dtype).contiguous(),
+        packed(weights.gru_input, 3, hp, zp).to(dtype),
+        packed(weights.gru_state, 3, hp, hp).to(dtype),
         pad_segments(weights.gru_input_bias, 3, hp),
         pad_segments(weights.gru_state_bias, 3, hp),
         head_weight(weights.prior_state),
@@ -221,7 +215,7 @@ def forward(
         head_weight(weights.posterior_state),
         pad_segments(initial, 1, hp),
         or_any(of_start),
-        changes.view(torch.int8),
+        output.change_points.view(torch.int8),
         *output[1:],
         batch,
         n,
@@ -229,7 +223,7 @@ def forward(
         rules.evidence_weight,
         rules.refractory,
         rules.alpha,
-        rules.alpha if rules.alpha_down is None else rules.alpha_down,
+        rules.down,
         rules.beta0,
         *rules.beta_range,
         **reading(rules),
@@ -239,18 +233,3 @@ def forward(
         **cut(launch, h, z),
     )
     return output
-
-
-def backward(
-    gradients: ScanOutput,
-    output: ScanOutput,
-    streams: ScanStreams,
-    weights: ScanWeights,
-    rules: ScanRules,
-    noise: Tensor | None,
-    lengths: Tensor,
-    precision: str,
-) -> tuple[ScanStreams, ScanWeights]:
-    """`scan_linear_backward` of contiguous float32 tensors."""
-    solve = partial(reverse, precision=precision)
-    return scan_linear_backward(solve, gradients, output, streams, weights, rules, noise, lengths)

@@ -29,33 +29,22 @@ def scan_linear_backward(
 
     What is left to `solve` is linear: the gradient of the belief passes through the filter dimension by dimension, that
     of the state through the GRU (and, under `evidence: transition`, from the belief to the state through head Q).
-
-    Args:
-        solve: runs the recursion.
-        gradients: see `scan_reference_backward`, like the rest.
-        output: see there.
-        streams: see there.
-        weights: see there.
-        rules: see there.
-        noise: see there.
-        lengths: see there.
     """
     batch, n_snippets, z2 = streams.start.shape
     z = z2 // 2
     real = snippet_mask(lengths, n_snippets)
-    following = real[:, 1:]
     g = ScanOutput(gradients.change_points, *(real_only(tensor, real) for tensor in gradients[1:]))
     start = real_only(streams.start, real)
     prior, posterior = real_only(streams.prior, real), real_only(streams.posterior, real)
     prior = None if prior is None else prior[:, :-1]
     posterior = None if posterior is None else posterior[:, 1:]
     noise = torch.zeros_like(output.latent) if noise is None else real_only(noise, real)
-    changed = (output.change_points[:, 1:] & following)[..., None]
+    changed = output.change_points[:, 1:, None]
 
     # the forward steps once more, from columns t = 0 .. T - 2 to the next
     v, d = output.latent[:, :-1], output.state[:, :-1]
     belief = Gaussian(output.belief_mean[:, :-1], output.belief_log_std[:, :-1])
-    steps = gru_steps(v, d, weights) if rules.uses_state else None
+    steps = gru_steps(v, d, weights[:4]) if rules.uses_state else None
     d_next = d if steps is None else steps.d_next
 
     def head(weight: Tensor | None, offset: Tensor | None, state: Tensor) -> Tensor:
@@ -112,10 +101,9 @@ def scan_linear_backward(
     inside = split_backward(pre_e, Gaussian(torch.zeros_like(share), torch.ones_like(share)))[..., z:]
     links = [share, pull, *through_belief, rest, inside]
     columns = [g.belief_mean + g.latent, g.belief_log_std + g.latent * noise_std, noise_std]
-    restarts = changed[..., 0] & rules.reset if rules.uses_state else torch.ones_like(following)
-    gb, gd = solve(
-        Recursion(weights, steps, weights.posterior_state, lengths, restarts, into_state, through_state, columns, links)
-    )
+    restarts = changed[..., 0] & rules.reset if rules.uses_state else torch.ones_like(changed[..., 0])
+    left = (lengths, restarts, into_state, through_state)
+    gb, gd = solve(Recursion(*weights[:2], steps, weights.posterior_state, *left, columns, links))
 
     # streams and weights, from the gradients of all beliefs and states
     g_belief = Gaussian(*(part[:, 1:] for part in gb.chunk(2, dim=-1)))
@@ -151,7 +139,7 @@ def scan_linear_backward(
         g_weights.prior_state.add_(outer(to_pre_static, d))  # type: ignore[union-attr]
         g_streams.prior[:, :-1].add_(to_pre_static)  # type: ignore[index]
     if steps is not None:
-        add_gru_gradients(steps, g_d + through_state, v, d, g_weights)
+        add_gru_gradients(steps, g_d + through_state, v, d, g_weights[:4])
     return g_streams, g_weights
 
 

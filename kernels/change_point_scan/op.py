@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..compiled import array, check_lengths, core, gpu_module, register_op, resolve
 from .check import mismatch
+from .linear_backward import scan_linear_backward
 from .reference import scan_reference
 from .reference_backward import scan_reference_backward
-from .types import ScanOutput, ScanRules, ScanStreams, ScanWeights
+from .types import ScanOutput, ScanRules, ScanStreams, ScanWeights, empty_output
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 SCAN = "change_point_scan"
-N_TENSORS = len(ScanStreams._fields) + len(ScanWeights._fields) + 3  # and noise, lengths, forced_changes
-N_DIFFERENTIABLE = N_TENSORS - 3
+N_TENSORS = len(ScanStreams._fields) + len(ScanWeights._fields)  # the first inputs: those with gradients
 
 
 def scan_op(
@@ -42,9 +42,7 @@ def _floats_first(output: ScanOutput) -> Outputs:
 
 
 def _flat(rules: ScanRules) -> tuple[Any, ...]:
-    down = rules.alpha if rules.alpha_down is None else rules.alpha_down
-    plain = rules._replace(alpha_down=down)[:-1]
-    return (*plain, *rules.beta_range)
+    return (*rules._replace(alpha_down=rules.down)[:-1], *rules.beta_range)
 
 
 def _rules(flat: tuple[Any, ...]) -> ScanRules:
@@ -80,7 +78,7 @@ def _run(
     beta_high: float,
     backend: str,
     precision: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> Outputs:
     flat = (static_belief, change_prior, evidence, belief_weight, evidence_weight, refractory, reset)
     rules = _rules((*flat, alpha, alpha_down, beta0, beta_low, beta_high))
     streams = ScanStreams(start, prior, posterior)
@@ -93,7 +91,7 @@ def _run(
     if kernel != "cpu":
         forward = gpu_module(kernel, SCAN).forward
         return _floats_first(forward(streams, weights, rules, noise, lengths, forced_changes, precision))
-    output = _empty(start, initial_state)
+    output = empty_output(start, initial_state)
     core.change_point_scan(
         [array(tensor) for tensor in (*streams, *weights, noise, lengths, forced_changes)],
         rules._asdict(),
@@ -114,33 +112,14 @@ def _kernel(backend: str, precision: str, rules: ScanRules, start: Tensor, initi
     return resolve(backend, start, state, subject, differs)
 
 
-def _empty(start: Tensor, initial_state: Tensor) -> ScanOutput:
-    batch, n_snippets, z2 = start.shape
-    kls = (start.new_empty(batch, n_snippets) for _ in range(3))
-    latents = (start.new_empty(batch, n_snippets, z2 // 2) for _ in range(3))
-    states = start.new_empty(batch, n_snippets, initial_state.shape[0])
-    change_points = start.new_empty(batch, n_snippets, dtype=torch.bool)
-    return ScanOutput._make((change_points, *kls, *latents, states))
-
-
 def _fake(*inputs: Any) -> Outputs:
-    return _floats_first(_empty(inputs[0], inputs[10]))
+    return _floats_first(empty_output(inputs[0], inputs[N_TENSORS - 1]))
 
 
 def _run_backward(
     gradients: list[Tensor],
     outputs: list[Tensor],
-    start: Tensor,
-    prior: Tensor | None,
-    posterior: Tensor | None,
-    gru_input: Tensor,
-    gru_state: Tensor,
-    gru_input_bias: Tensor,
-    gru_state_bias: Tensor,
-    prior_state: Tensor | None,
-    prior_bias: Tensor | None,
-    posterior_state: Tensor | None,
-    initial_state: Tensor,
+    inputs: list[Tensor | None],
     noise: Tensor | None,
     lengths: Tensor,
     static_belief: str,
@@ -153,57 +132,49 @@ def _run_backward(
     precision: str,
 ) -> list[Tensor]:
     rules = ScanRules(static_belief, change_prior, evidence, belief_weight, evidence_weight, reset=reset)  # type: ignore[arg-type]
-    streams = ScanStreams(start, prior, posterior)
-    state_weights = (prior_state, prior_bias, posterior_state)
-    weights = ScanWeights(gru_input, gru_state, gru_input_bias, gru_state_bias, *state_weights, initial_state)
+    streams, weights = ScanStreams._make(inputs[:3]), ScanWeights._make(inputs[3:])
     output = ScanOutput._make((outputs[-1], *outputs[:-1]))
-    kernel = _kernel(backend, precision, rules, start, initial_state)
+    kernel = _kernel(backend, precision, rules, streams.start, weights.initial_state)
     if kernel != "cpu":
         arguments = (ScanOutput(output.change_points, *gradients), output, streams, weights, rules, noise, lengths)
         if kernel == "reference":
             results = scan_reference_backward(*arguments)
         else:
-            results = gpu_module(kernel, SCAN).backward(*arguments, precision)
+            results = scan_linear_backward(gpu_module(kernel, SCAN).solver(precision), *arguments)
         return [tensor for group in results for tensor in group if tensor is not None]
-    present = [tensor for tensor in (*streams, *weights) if tensor is not None]
-    found = [torch.empty_like(tensor) for tensor in present]
-    rest = iter(found)
-    slots = [None if tensor is None else next(rest) for tensor in (*streams, *weights)]
+    found = [None if tensor is None else torch.empty_like(tensor) for tensor in inputs]
     core.change_point_scan_backward(
-        [array(tensor) for tensor in (*streams, *weights, noise, lengths, None)],
+        [array(tensor) for tensor in (*inputs, noise, lengths, None)],
         rules._asdict(),
         [array(tensor) for tensor in output],
         [array(tensor) for tensor in gradients],
-        [array(tensor) for tensor in slots],
+        [array(tensor) for tensor in found],
         torch.get_num_threads(),
     )
-    return found
+    return [tensor for tensor in found if tensor is not None]
 
 
-def _fake_backward(gradients: list[Tensor], outputs: list[Tensor], *inputs: Any) -> list[Tensor]:
-    return [tensor.new_empty(tensor.shape) for tensor in inputs[:N_DIFFERENTIABLE] if tensor is not None]
+def _fake_backward(
+    gradients: list[Tensor], outputs: list[Tensor], inputs: list[Tensor | None], *_rest: Any
+) -> list[Tensor]:
+    return [tensor.new_empty(tensor.shape) for tensor in inputs if tensor is not None]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    tensors = inputs[: N_TENSORS - 1]  # forced_changes show in the change-points
-    ctx.absent = [tensor is None for tensor in tensors]
-    ctx.rules, ctx.kernel = _rules(inputs[N_TENSORS:-2]), inputs[-2:]
-    ctx.save_for_backward(*(tensor for tensor in tensors if tensor is not None), *output)
+    ctx.rules, ctx.kernel = _rules(inputs[N_TENSORS + 3 : -2]), inputs[-2:]
+    ctx.save_for_backward(*inputs[: N_TENSORS + 2], *output)  # forced_changes show in the change-points
     ctx.mark_non_differentiable(output[-1])
 
 
 def _backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-    n_outputs = len(ScanOutput._fields)
-    saved, outputs = ctx.saved_tensors[:-n_outputs], list(ctx.saved_tensors[-n_outputs:])
-    rest = iter(saved)
-    tensors = [None if absent else next(rest) for absent in ctx.absent]
+    inputs = list(ctx.saved_tensors[:N_TENSORS])
+    noise, lengths, *outputs = ctx.saved_tensors[N_TENSORS:]
     rules: ScanRules = ctx.rules
     reading = (*rules[:3], rules.belief_weight, rules.evidence_weight, rules.reset)
     contiguous = [gradient.contiguous() for gradient in gradients[:-1]]
-    found = iter(_scan_backward(contiguous, outputs, *tensors, *reading, *ctx.kernel))
-    returned = [None if absent else next(found) for absent in ctx.absent[:N_DIFFERENTIABLE]]
+    found = iter(_scan_backward(contiguous, outputs, inputs, noise, lengths, *reading, *ctx.kernel))
     n_rest = 3 + len(ScanRules._fields) + 1 + 2  # noise, lengths, forced_changes, the rules laid flat, the kernel
-    return (*cast(list[Tensor | None], returned), *[None] * n_rest)
+    return (*(None if tensor is None else next(found) for tensor in inputs), *[None] * n_rest)
 
 
 _scan = register_op(SCAN, _run, _fake)

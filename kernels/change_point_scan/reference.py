@@ -54,7 +54,7 @@ def scan_reference(
     never = torch.zeros(batch, dtype=torch.bool, device=start.device)
     columns = [(never, zero, zero, kl(belief, standard), v, belief.mean, belief.log_std, d)]
     for t in range(n_snippets - 1):
-        d_next = gru_cell(v, d, *weights[:4]) if rules.uses_state else d
+        d_next = gru_cell(v, d, weights[:4]) if rules.uses_state else d
         r = split(start[:, t + 1])
         if rules.evidence == "start":
             e = r
@@ -71,8 +71,7 @@ def scan_reference(
         kl_static, kl_change = kl(q, p_static), kl(q, p_change)
         tested = real[:, t + 1] & (waiting == 0)
         is_change = tested & (kl_static > beta * kl_change)  # eq. 7
-        down = rules.alpha if rules.alpha_down is None else rules.alpha_down
-        step = torch.where(is_change, rules.alpha, -down)
+        step = torch.where(is_change, rules.alpha, -rules.down)
         beta = torch.where(tested, (beta + step).clamp(*rules.beta_range), beta)  # eq. 8
         if forced_changes is not None:
             is_change = forced_changes[:, t + 1] & real[:, t + 1]

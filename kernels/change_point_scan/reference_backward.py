@@ -25,16 +25,9 @@ def scan_reference_backward(
     noise: Tensor | None,
     lengths: Tensor,
 ) -> tuple[ScanStreams, ScanWeights]:
-    """Gradients of streams and weights, given those of a scan's result.
+    """Gradients of streams and weights, given those of a scan's result, of which `change_points` is not read.
 
-    Args:
-        gradients: with respect to each field of the output; `change_points` is not read.
-        output: what the forward scan returned.
-        streams: what the forward scan was given, like the rest.
-        weights: see there.
-        rules: see there.
-        noise: see there.
-        lengths: see there.
+    `output` is what the forward scan returned, and the rest what it was given.
 
     Returns:
         Zeros where a stream was padded or a weight was not used, none where a tensor was none.
@@ -68,12 +61,11 @@ def scan_reference_backward(
     gv, gd, carried = zero_z, zero_h, Gaussian(zero_z, zero_z)
     for t in reversed(range(n_snippets - 1)):
         # the forward step once more
-        following = real[:, t + 1]
         changed = output.change_points[:, t + 1]
         v, d = output.latent[:, t], output.state[:, t]
         belief = Gaussian(output.belief_mean[:, t], output.belief_log_std[:, t])
         after = Gaussian(output.belief_mean[:, t + 1], output.belief_log_std[:, t + 1])
-        d_next = gru_cell(v, d, *transition) if rules.uses_state else d
+        d_next = gru_cell(v, d, transition) if rules.uses_state else d
         pre_e = start[:, t + 1]
         if posterior is not None and weights.posterior_state is not None:
             pre_e = posterior[:, t + 1] + d_next @ weights.posterior_state.T
@@ -82,10 +74,8 @@ def scan_reference_backward(
 
         # the belief at t + 1 is q, or after a change r (or e)
         gb = add(carried, into_belief(t + 1, after, gv))
-        g_static, g_change, g_charged = (
-            torch.where(following, column[:, t + 1], 0.0) for column in (g.kl_static, g.kl_change, g.kl_charged)
-        )
-        mask = (changed & following)[:, None]
+        g_static, g_change, g_charged = (column[:, t + 1] for column in (g.kl_static, g.kl_change, g.kl_charged))
+        mask = changed[:, None]
         new = r if rules.reset else e
 
         # kl_static, or what is charged without a change
@@ -142,7 +132,7 @@ def scan_reference_backward(
             else:
                 g_weights.prior_bias.add_(to_pre.sum(0))  # type: ignore[union-attr]
         if rules.uses_state:
-            gv, gd, to_input, to_hidden = gru_cell_backward(v, d, *transition, gd)
+            gv, gd, to_input, to_hidden = gru_cell_backward(v, d, transition, gd)
             g_weights.gru_input.add_(to_input.T @ v)
             g_weights.gru_state.add_(to_hidden.T @ d)
             g_weights.gru_input_bias.add_(to_input.sum(0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -21,6 +22,11 @@ class ScanRules(NamedTuple):
     alpha_down: float | None = None
     beta0: float = 0.5
     beta_range: tuple[float, float] = (0.15, 0.9)
+
+    @property
+    def down(self) -> float:
+        """What eq. 8 takes from beta where nothing changes."""
+        return self.alpha if self.alpha_down is None else self.alpha_down
 
     @property
     def uses_prior(self) -> bool:
@@ -103,3 +109,11 @@ class ScanOutput(NamedTuple):
     belief_mean: Tensor
     belief_log_std: Tensor
     state: Tensor
+
+
+def empty_output(start: Tensor, initial_state: Tensor) -> ScanOutput:
+    """A result to be filled, for streams like `start`."""
+    batch, n_snippets, z2 = start.shape
+    sizes = (*[()] * 3, *[(z2 // 2,)] * 3, initial_state.shape)
+    floats = (start.new_empty(batch, n_snippets, *size) for size in sizes)
+    return ScanOutput(start.new_empty(batch, n_snippets, dtype=torch.bool), *floats)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..compiled import check_lengths, choose_backend, promoted
+from ..compiled import check_lengths, check_tensors, choose_backend, promoted
 from .op import snippet_scan_op
 from .reference import snippet_scan_reference
 from .types import SnippetOutput, SnippetWeights
@@ -60,14 +60,7 @@ def snippet_scan(
         "change_points": (change_points, (batch, n_snippets)),
         "lengths": (lengths, (batch,)),
     }
-    for name, (tensor, shape) in expected.items():
-        if tensor.shape != shape:
-            raise ValueError(f"{name} must be {shape}, got {tuple(tensor.shape)}")
-        if tensor.device != prior_stream.device:
-            raise ValueError(f"{name} must be on {prior_stream.device}, got {tensor.device}")
-        dtype = {"lengths": torch.int64, "change_points": torch.bool}.get(name, prior_stream.dtype)
-        if tensor.dtype != dtype:
-            raise ValueError(f"{name} must be {dtype}, got {tensor.dtype}")
+    check_tensors(expected, prior_stream)
     request = choose_backend(backend, precision, prior_stream)
     arguments = (prior_stream, posterior_stream, weights, noise, change_points, lengths)
     with torch.autocast(prior_stream.device.type, enabled=False):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..change_point_scan.check import COPIES, LENGTHS, N_SNIPPETS
 from ..self_check import difference
+from .linear_backward import snippet_linear_backward
 from .reference import snippet_scan_reference
 from .reference_backward import snippet_scan_reference_backward
 from .types import SnippetOutput, SnippetWeights
@@ -38,7 +39,8 @@ def _mismatch(kernel: Any, latent: int, state: int, precision: str, device: torc
         return tensor.to(device, torch.float32)
 
     on_device = (
-        *map(moved, (prior, posterior)),
+        moved(prior),
+        moved(posterior),
         SnippetWeights(*map(moved, weights)),
         moved(noise),
         change_points.to(device),
@@ -46,7 +48,7 @@ def _mismatch(kernel: Any, latent: int, state: int, precision: str, device: torc
     )
     arguments = (prior, posterior, weights, noise, change_points, lengths)
     output, expected = kernel.forward(*on_device, precision), snippet_scan_reference(*arguments)
-    found = kernel.backward(SnippetOutput(*map(moved, gradients)), output, *on_device, precision)
+    found = snippet_linear_backward(kernel.solver(precision), SnippetOutput(*map(moved, gradients)), output, *on_device)
     by_reference = snippet_scan_reference_backward(gradients, expected, *arguments)
     streams = ("prior_stream", "posterior_stream")
     names = (*output._fields, *(f"the gradient of {name}" for name in (*streams, *weights._fields)))

@@ -3,8 +3,6 @@
 Beside the reference, a program runs a few videos through all their snippets.
 """
 
-from functools import partial
-
 import torch
 import triton
 import triton.language as tl
@@ -12,8 +10,7 @@ from torch import Tensor
 
 from ..padding import longest_first
 from ..triton_blocks import FORWARD, clamp_log_std, cut, gru_step, head, kl_terms, packed, pad_segments, padded
-from ..triton_reverse import reverse
-from .linear_backward import snippet_linear_backward
+from ..triton_reverse import solver as solver
 from .types import SnippetOutput, SnippetWeights
 
 
@@ -88,12 +85,12 @@ def forward(
         change_points.view(torch.int8),
         lengths,
         longest_first(lengths),
-        packed(weights.gru_input, 3, hp, zp).T.to(dtype).contiguous(),
-        packed(weights.gru_state, 3, hp, hp).T.to(dtype).contiguous(),
+        packed(weights.gru_input, 3, hp, zp).to(dtype),
+        packed(weights.gru_state, 3, hp, hp).to(dtype),
         pad_segments(weights.gru_input_bias, 3, hp),
         pad_segments(weights.gru_state_bias, 3, hp),
-        packed(weights.prior_state, 2, zp, hp).T.to(dtype).contiguous(),
-        packed(weights.posterior_state, 2, zp, hp).T.to(dtype).contiguous(),
+        packed(weights.prior_state, 2, zp, hp).to(dtype),
+        packed(weights.posterior_state, 2, zp, hp).to(dtype),
         pad_segments(weights.initial_state, 1, hp),
         *output,
         batch,
@@ -102,21 +99,3 @@ def forward(
         **cut(launch, h, z),
     )
     return output
-
-
-def backward(
-    gradients: SnippetOutput,
-    output: SnippetOutput,
-    prior_stream: Tensor,
-    posterior_stream: Tensor,
-    weights: SnippetWeights,
-    noise: Tensor,
-    change_points: Tensor,
-    lengths: Tensor,
-    precision: str,
-) -> tuple[Tensor, Tensor, SnippetWeights]:
-    """`snippet_linear_backward` of contiguous float32 tensors."""
-    solve = partial(reverse, precision=precision)
-    return snippet_linear_backward(
-        solve, gradients, output, prior_stream, posterior_stream, weights, noise, change_points, lengths
-    )

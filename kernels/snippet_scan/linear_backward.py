@@ -23,19 +23,7 @@ def snippet_linear_backward(
     change_points: Tensor,
     lengths: Tensor,
 ) -> tuple[Tensor, Tensor, SnippetWeights]:
-    """`snippet_scan_reference_backward` with all that needs no order of steps done for all steps at once.
-
-    Args:
-        solve: runs the recursion.
-        gradients: see `snippet_scan_reference_backward`, like the rest.
-        output: see there.
-        prior_stream: see there.
-        posterior_stream: see there.
-        weights: see there.
-        noise: see there.
-        change_points: see there.
-        lengths: see there.
-    """
+    """`snippet_scan_reference_backward` with all but what `solve` runs done for all steps at once."""
     real = snippet_mask(lengths, prior_stream.shape[1])
     g_kl, g_latent, g_state, prior_stream, posterior_stream, noise = (
         real_only(tensor, real) for tensor in (*gradients, prior_stream, posterior_stream, noise)
@@ -47,14 +35,14 @@ def snippet_linear_backward(
     from_kl, to_prior = kl_backward(posterior, split(pre_prior), g_kl)
     to_pre_prior = split_backward(pre_prior, to_prior)
     noise_std = posterior.log_std.exp() * noise
-    steps = gru_steps(output.latent[:, :-1], d[:, :-1], weights)
+    steps = gru_steps(output.latent[:, :-1], d[:, :-1], weights[:4])
     zeros, ones = torch.zeros_like(noise_std), torch.ones_like(noise_std)
     inside = split_backward(pre_posterior, Gaussian(zeros, ones)).chunk(2, dim=-1)[1]
     # a posterior owes nothing to the one before, and all of its gradient passes through head Q1
     restarts = change_points[:, :-1] & real[:, 1:]
     gb, gd = solve(
         Recursion(
-            weights,
+            *weights[:2],
             steps,
             weights.posterior_state,
             lengths,
@@ -73,5 +61,5 @@ def snippet_linear_backward(
     found.initial_state.copy_(gd.sum((0, 1)) - to_next.sum((0, 1)))
     found.prior_state.copy_(outer(to_pre_prior, d))
     found.posterior_state.copy_(outer(to_pre_posterior, d))
-    add_gru_gradients(steps, to_next, output.latent[:, :-1], d[:, :-1], found)
+    add_gru_gradients(steps, to_next, output.latent[:, :-1], d[:, :-1], found[:4])
     return to_pre_prior, to_pre_posterior, found

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from ..compiled import array, check_lengths, core, gpu_module, register_op, resolve
 from .check import mismatch
+from .linear_backward import snippet_linear_backward
 from .reference import snippet_scan_reference
 from .reference_backward import snippet_scan_reference_backward
 from .types import SnippetOutput, SnippetWeights
 
 SCAN = "snippet_scan"
-N_TENSORS = 2 + len(SnippetWeights._fields)
+N_TENSORS = 2 + len(SnippetWeights._fields)  # the first inputs: those with gradients
 
 
 def snippet_scan_op(
@@ -97,7 +98,7 @@ def _run_backward(
         if kernel == "reference":
             results = snippet_scan_reference_backward(*arguments)
         else:
-            results = gpu_module(kernel, SCAN).backward(*arguments, precision)
+            results = snippet_linear_backward(gpu_module(kernel, SCAN).solver(precision), *arguments)
         return [*results[:2], *results[2]]
     found = [torch.empty_like(tensor) for tensor in inputs[:N_TENSORS]]
     groups = ([array(tensor) for tensor in group] for group in (inputs, outputs, gradients, found))

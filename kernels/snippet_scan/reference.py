@@ -32,6 +32,6 @@ def snippet_scan_reference(
         posterior = split(posterior_stream[:, t] + d @ weights.posterior_state.T)
         v = posterior.mean + posterior.log_std.exp() * noise[:, t]
         columns.append((kl(posterior, prior), v, d))
-        d = torch.where(change_points[:, t, None], start, gru_cell(v, d, *weights[:4]))
+        d = torch.where(change_points[:, t, None], start, gru_cell(v, d, weights[:4]))
     outputs = (torch.stack(column, dim=1) for column in zip(*columns, strict=True))
     return SnippetOutput(*(real_only(value, real) for value in outputs))

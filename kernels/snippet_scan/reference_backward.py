@@ -35,7 +35,7 @@ def snippet_scan_reference_backward(
         # d at t + 1 is the learned start after a change-point, else what the GRU makes of v and d
         changed = change_points[:, t, None]
         g_weights.initial_state.add_(torch.where(changed, gd, 0.0).sum(0))
-        gv, gd, to_input, to_state = gru_cell_backward(v, d, *weights[:4], torch.where(changed, 0.0, gd))
+        gv, gd, to_input, to_state = gru_cell_backward(v, d, weights[:4], torch.where(changed, 0.0, gd))
         g_weights.gru_input.add_(to_input.T @ v)
         g_weights.gru_state.add_(to_state.T @ d)
         g_weights.gru_input_bias.add_(to_input.sum(0))

@@ -13,6 +13,7 @@ from ahlm.kernels import cuda
 from ahlm.kernels.snippet_scan import SnippetOutput, SnippetWeights, snippet_scan
 from ahlm.kernels.snippet_scan import fused_cuda as fused
 from ahlm.kernels.snippet_scan.check import mismatch
+from ahlm.kernels.snippet_scan.linear_backward import snippet_linear_backward
 from ahlm.kernels.snippet_scan.reference_backward import snippet_scan_reference_backward
 
 LENGTHS = torch.tensor([12, 3, 1, 7, 12, 9, 2, 5, 11, 4])
@@ -51,7 +52,7 @@ def check(library: cuda.Library, inputs: dict[str, Any]) -> SnippetOutput:
         torch.testing.assert_close(value, getattr(expected, name), rtol=2e-5, atol=1e-4 if name == "kl" else 1e-5)
     generator = torch.Generator().manual_seed(1)
     gradients = SnippetOutput(*(torch.randn(v.shape, generator=generator).to(v.device) for v in expected))
-    found = fused.backward(gradients, expected, **inputs, library=library)
+    found = snippet_linear_backward(fused.solver("fp32", library), gradients, expected, **inputs)
     wanted = snippet_scan_reference_backward(gradients, expected, **inputs)
     for mine, theirs in zip((*found[:2], *found[2]), (*wanted[:2], *wanted[2]), strict=True):
         assert (mine - theirs).norm() < 1e-5 * theirs.norm().clamp(min=1e-6)
@@ -122,3 +123,8 @@ def test_rejects(emulated: cuda.Library) -> None:
         fused.forward(**case() | {"noise": case()["noise"].double()}, library=emulated)
     with pytest.raises(RuntimeError, match="no kernel of this size"):
         fused.forward(**case(h=32), library=emulated)
+    doubled = {name: value.double() if name.endswith(("stream", "noise")) else value for name, value in case().items()}
+    doubled["weights"] = SnippetWeights(*(weight.double() for weight in doubled["weights"]))
+    output = snippet_scan(**doubled, backend="reference")
+    with pytest.raises(ValueError, match=r"gru_input must be torch\.float32, got torch\.float64"):
+        snippet_linear_backward(fused.solver("fp32", emulated), output, output, **doubled)
