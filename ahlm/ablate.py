@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ahlm.ablation.experiment import Experiment, decisive
+from ahlm.ablation.experiment import Experiment
 from ahlm.ablation.rows import FULL, ORACLE, THRESHOLDS, Row, all_rows, chosen_rows
 from ahlm.ablation.tables import markdown, plot, summarise
 from ahlm.arguments import config_mapping, config_parser, parse
@@ -24,7 +24,7 @@ from ahlm.data.dataset import FeatureDataset
 from ahlm.data.synthetic import open_split
 from ahlm.errors import DataError, exit_code
 from ahlm.evaluation import PROTOCOLS
-from ahlm.files import read_json, write_json, write_text
+from ahlm.files import write_json, write_text
 from ahlm.infer import open_testing, select_device
 from ahlm.train import be_deterministic
 
@@ -39,6 +39,8 @@ def open_experiment(config: Config, split: str, folder: Path, resamples: int) ->
     """
     everything = open_split(config.data, "train")
     training, validation = everything.split_validation(config.data.validation or VALIDATION)
+    for note in training.notes:
+        print(f"note: {note}")
     scored: FeatureDataset | None = validation
     if split == "test":
         training, scored = everything, open_testing(config.data, everything.classes, everything.feature_dim)
@@ -57,9 +59,6 @@ def run(config: Config, options: Any) -> int:
     if importlib.util.find_spec("ruptures") is None and any(row.points.startswith("kernel_") for row in rows):
         print("note: the rows of KernelCPD are left out: they need ruptures (pip install 'ahlm[bench]')")
         rows = [row for row in rows if not row.points.startswith("kernel_")]
-    table = folder / f"{options.split}.json"
-    if table.exists() and decisive(read_json(table)["config"]) != decisive(config_mapping(config)):
-        print(f"note: {table} is of other settings, and will be replaced")
     experiment = open_experiment(config, options.split, folder, options.resamples)
     if config.detector.slow_size > experiment.training.feature_dim:
         print(f"note: rows of slow features are left out: there are fewer than {config.detector.slow_size} dimensions")
@@ -113,7 +112,7 @@ def write_results(
         (
             "The test split is read here; settings belong to the validation videos."
             if options.split == "test"
-            else "The validation videos are the last of the training list. Other detectors were tuned on these same "
+            else "The validation videos are cut from the training list. Other detectors were tuned on these same "
             "videos, which flatters them here."
         ),
     ]
@@ -155,7 +154,8 @@ def share_of_gap(summary: Sequence[dict[str, Any]]) -> float | None:
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m ahlm.ablate`."""
     parser = config_parser("python -m ahlm.ablate", "Compare the parts of the method, controls and baselines.")
-    parser.add_argument("--output-dir", required=True, help="trainings, rows and tables; found again by a later call")
+    text = "trainings, rows and tables; a later call finds the first two again and writes its own tables"
+    parser.add_argument("--output-dir", required=True, help=text)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one training of each kind a seed")
     parser.add_argument("--only", type=str, nargs="+", help="groups (recipe, table3, ...) or names of rows")
     parser.add_argument("--split", choices=("validation", "test"), default="validation", help="what rows are scored on")

@@ -21,7 +21,7 @@ class DataConfig:
         fps: frames a second of the features, unless `features.json` in `root` says otherwise.
         stride: frames between snippets, likewise.
         window: frames a snippet covers, likewise.
-        validation: share of the training list, from its end, kept for validation (0: none).
+        validation: share of the training list, from its end or that of every class, kept for validation (0: none).
         missing: what to do about listed videos without features: stop, or skip them and say so.
         features: folder of the features within `root`; none: found by its content.
         annotations: annotation file within `root`; none: gt.json, labels.csv or the only JSON that can be it.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from ahlm.config import DataConfig
@@ -51,12 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     out = Path(arguments.out)
+    if (out / "labels.csv").exists():
+        parser.error(f"{out} holds a labels.csv, a data set of its own; choose another folder")
     if not arguments.overwrite:
-        from ahlm.data.layouts import find_annotations
-        from ahlm.errors import DataError
+        from ahlm.data.write import ANNOTATIONS
 
-        with suppress(DataError):
-            parser.error(f"{find_annotations(out)} exists; --overwrite replaces the data set")
+        done = [out / name for name in ANNOTATIONS if (out / name).exists()]
+        if done:
+            parser.error(f"{done[0]} exists; --overwrite replaces the data set")
 
     def body() -> int:
         lines = _convert(parser, arguments)

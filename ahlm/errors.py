@@ -18,6 +18,10 @@ class DataError(Exception):
         super().__init__(f"{file}: {field}: expected {expected}, got {got}" + (f" ({hint})" if hint else ""))
 
 
+class NoSplit(DataError):
+    """Nothing in a data set names a split of this name."""
+
+
 def exit_code(body: Callable[[], int], stopped: str = "interrupted") -> int:
     """Exit code of a command's body: its own, or that of what ended it, which is one line on stderr.
 

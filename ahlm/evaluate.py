@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ahlm.errors import exit_code
+from ahlm.errors import DataError, exit_code
 from ahlm.evaluation.protocols import PROTOCOLS
 
 
@@ -29,17 +29,20 @@ def _parser() -> argparse.ArgumentParser:
 
 def _ground_truth(path: str) -> str | dict[str, Any]:
     """The path of a JSON, or what such a file would hold for a CSV."""
-    from ahlm.data.annotations import read_annotations
-
     if not path.lower().endswith(".csv"):
         return path
-    return {
+    from ahlm.data.annotations import read_annotations
+
+    database = {
         video: {
             "subset": known.subset,
             "annotations": [{"label": s.label, "segment": [s.start_s, s.end_s]} for s in known.segments],
         }
         for video, known in read_annotations(path).items()
     }
+    if not any(entry["annotations"] for entry in database.values()):
+        raise DataError(path, "columns start, end", "segments to score", "tags alone")
+    return {"database": database}
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from ahlm.checkpoint import Checkpoint, load_weights
 from ahlm.config import DEVICE, Config, DataConfig
-from ahlm.data.dataset import FeatureDataset, has_split, open_dataset
+from ahlm.data.dataset import FeatureDataset, open_dataset
 from ahlm.data.sampling import collate, sample_snippets_test
 from ahlm.data.synthetic import open_split
-from ahlm.errors import DataError, exit_code
+from ahlm.errors import DataError, NoSplit, exit_code
 from ahlm.evaluation import Result, evaluate
 from ahlm.evaluation.predictions import write_predictions
 from ahlm.kernels.compiled import default_backend
@@ -372,9 +372,10 @@ def timed(data: DataConfig, spec: FeatureSpec) -> DataConfig:
 
 def open_testing(data: DataConfig, classes: tuple[str, ...], feature_dim: int) -> FeatureDataset | None:
     """The test split, all of it read once; none where the data have none with segments to score."""
-    if data.root is not None and not has_split(data, "test"):
+    try:
+        testing = open_split(data, "test", classes)
+    except NoSplit:
         return None
-    testing = open_split(data, "test", classes)
     if testing.feature_dim != feature_dim:
         expected = f"{feature_dim} as in training"
         raise DataError(str(data.root), "feature_dim of the test split", expected, testing.feature_dim)
@@ -445,8 +446,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if bool(arguments.root) == bool(arguments.files):
         parser.error("give either feature files or --data.root")
     if not arguments.root:
-        for option in ("oracle", "split", "missing", "features", "annotations"):
-            if getattr(arguments, option):
+        for option in ("oracle", "split", "missing", "data.features", "data.annotations"):
+            if getattr(arguments, option.removeprefix("data.")):
                 parser.error(f"--{option} is for a data set, which --data.root gives")
     if Path(arguments.output).is_dir():
         parser.error(f"--output must be a file, got the folder {arguments.output}")

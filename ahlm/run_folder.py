@@ -136,7 +136,7 @@ class RunFolder:
             return []  # weights of their own
         notes, total = [], trained.config.total_steps
         if trained.step < total:
-            notes.append(f"training stopped at step {trained.step} of {total}; --resume goes on with it")
+            notes.append(f"trained for {trained.step} of {total} steps; --resume goes on")
         if changed := self.edited(trained.config):
             notes.append(f"{self.config} was edited ({', '.join(changed)}); the run's own settings count")
         return notes

@@ -517,7 +517,8 @@ def run(config: Config, options: Any, argv: Sequence[str], earlier: tuple[RunFol
         state = load_state(folder.state)
         if state["data"] != training.fingerprint:
             expected = f"videos, annotations and features as {folder.path} began with"
-            raise DataError(str(config.data.root), "training list", expected, "others", "train anew")
+            hint = "train anew; or were they begun by another version of ahlm?"
+            raise DataError(str(config.data.root), "training list", expected, "others", hint)
         trainer.restore(state)
         folder.forget_after(trainer.step)
         print(f"settings are those of {folder.path}; resuming at step {trainer.step} of {trainer.total_steps}")
@@ -530,10 +531,8 @@ def run(config: Config, options: Any, argv: Sequence[str], earlier: tuple[RunFol
         return 130
     predictor = Predictor(load_weights(folder.weights), device)
     if validation is not None:
-        scores = {r["step"]: r["validation_mAP"] for r in read_metrics(folder.metrics) if "validation_mAP" in r}
-        best = max(scores, key=lambda step: scores[step])
-        last = f"{100 * scores[trainer.step]:.2f} at the end"
-        print(f"validation mAP (%): {last}, {100 * scores[best]:.2f} at step {best}, which is kept in {folder.best}")
+        step = load_weights(folder.best).step
+        print(f"best on validation: mAP {100 * trainer.best_validation:.2f} at step {step}, kept in {folder.best}")
     if testing is None:
         analyses = predictor.analyse_dataset(training)
         print(firing(analyses))

@@ -140,7 +140,7 @@ def test_wrong_timeline(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check(root, capsys)[0] == 0
     code, report = check(root, capsys, "--data.fps", "30")
     assert code == 3
-    assert "disagree with 0.5333 s a snippet (recipe); durations suggest 0.64 s" in texts(report, "wrong timeline")[0]
+    assert "disagree with 0.5333 s a snippet (settings); durations suggest 0.64 s" in texts(report, "wrong timeline")[0]
     assert report["timeline"] == {"fps": 30.0, "stride": 16, "window": 16}
 
 

@@ -117,7 +117,7 @@ def test_a_table_of_tags_is_a_data_set(tmp_path: Path, capsys: pytest.CaptureFix
     with pytest.raises(SystemExit) as exit_:
         main(["demo", str(tmp_path)])
     assert exit_.value.code == 2
-    assert "labels.csv exists; --overwrite replaces" in capsys.readouterr().err
+    assert "holds a labels.csv, a data set of its own" in capsys.readouterr().err
 
 
 def test_wtalc_videos_of_one_length(source: Path, tmp_path: Path) -> None:

@@ -276,10 +276,14 @@ def test_data_that_say_no_timeline_have_that_of_training(run: Path, tmp_path: Pa
     found = json.loads(output.read_text())
     assert found["ahlm"]["features"] == vars(spec)
     assert len(found["results"]) == len(videos)
+    np.save(tmp_path / "a.npy", videos.features(0))
+    files = [str(tmp_path / "a.npy"), "--output", str(output), "--overwrite"]
+    assert main(["--checkpoint", str(tmp_path / "run.safetensors"), *files]) == 0
+    assert json.loads(output.read_text())["ahlm"]["features"] == vars(spec)
 
 
 def test_files_have_the_timeline_that_lies_beside_them(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = FeatureSpec(30.0, 15, 10)
     clips, output = tmp_path / "root" / "features" / "clips", tmp_path / "out.json"
@@ -288,7 +292,7 @@ def test_files_have_the_timeline_that_lies_beside_them(
         np.save(clips / f"{i}.npy", demo_dataset("test").features(i))
     command = ["--checkpoint", str(run), str(clips), "--output", str(output), "--overwrite"]
     assert main(command) == 0
-    assert "25 fps, stride 16, window 16: 0.64 s a snippet (from recipe)" in capsys.readouterr().out
+    assert "25 fps, stride 16, window 16: 0.64 s a snippet (from settings)" in capsys.readouterr().out
     (tmp_path / "root" / "features.json").write_text(json.dumps(vars(spec)))
     assert main(command) == 0
     printed = capsys.readouterr().out
@@ -300,6 +304,14 @@ def test_files_have_the_timeline_that_lies_beside_them(
     np.save(tmp_path / "2.npy", demo_dataset("test").features(2))
     assert main([*command, str(tmp_path / "2.npy")]) == 3
     assert "timeline: expected 30 fps, stride 15, window 10" in capsys.readouterr().err
+    # what a folder is named by is not what is above it, and not every file of this name is a timeline
+    (clips / "below").mkdir()
+    (clips / "below" / "features.json").write_text(json.dumps(vars(FeatureSpec())))
+    monkeypatch.chdir(clips / "below")
+    (tmp_path / "root" / "features" / "features.json").write_text('{"dark_mode": true}')
+    capsys.readouterr()
+    assert main(["--checkpoint", str(run), "../0.npy", "--output", str(output), "--overwrite"]) == 0
+    assert f"(from {tmp_path / 'root' / 'features.json'})" in capsys.readouterr().out
     (tmp_path / "empty").mkdir()
     assert main([*command, str(tmp_path / "empty")]) == 3
     assert "empty: folder: expected feature files ID.npy or ID.npz, got none" in capsys.readouterr().err

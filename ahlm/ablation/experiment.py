@@ -23,11 +23,6 @@ from ahlm.infer import Predictor, VideoAnalysis, predict
 STAGES = ("detected", "foreground")
 
 
-def decisive(settings: dict[str, Any]) -> dict[str, Any]:
-    """Those of a configuration's settings on which figures depend."""
-    return {name: value for name, value in settings.items() if name not in ("data", "device", "save_every")}
-
-
 class Experiment:
     """Rows on one data set. What is on disk is not computed again, whatever ended the run before.
 
@@ -58,15 +53,17 @@ class Experiment:
         self.folder, self.device = folder, device
         self.trainings = Trainings(folder / "trainings", training, device)
         self.counts = video_counts(len(scored), resamples)
-        self._prints = [split.fingerprint for split in (training, scored, tuning)]
         self._truth, self._ground_truth = boundaries(scored), scored.ground_truth("test")
+        truths = [self._ground_truth, *(split.ground_truth("") for split in (training, tuning))]
+        self._prints = [*truths, *(split.fingerprint for split in (training, scored, tuning))]
         self._classes = {segment.label for video in scored.videos for segment in video.segments}
         self._fitted: dict[str, Fitted] = {}
         self._analyses: dict[tuple[str, str, bool, float, int], tuple[Predictor, list[VideoAnalysis]]] = {}
 
     def row_path(self, row: Row, seed: int) -> Path:
         """File of a row's result, named after all that it depends on."""
-        used = decisive(config_mapping(replaced(self.config, {**row.settings, "seed": seed})))
+        values = config_mapping(replaced(self.config, {**row.settings, "seed": seed}))
+        used = {name: value for name, value in values.items() if name not in ("data", "device", "save_every")}
         own = [row.points, row.plain_mil, self._prints, self.counts.shape]
         return self.folder / "rows" / f"{hashed([used, own])}.json"
 

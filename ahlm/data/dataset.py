@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -72,7 +73,7 @@ class FeatureDataset:
         videos: in the order of the split list.
         classes: names, sorted; the order of the model's outputs.
         spec: fps, stride and window of the features.
-        spec_source: where `spec` comes from: `features.json`, `timestamps`, `recipe` or `demo`.
+        spec_source: where `spec` comes from: `features.json`, `timestamps`, `settings` or `demo`.
         feature_dim: F.
         layout: name of the layout on disk; `memory` when there is none.
         missing: listed videos without features, left out.
@@ -85,7 +86,7 @@ class FeatureDataset:
         classes: tuple[str, ...],
         spec: FeatureSpec,
         *,
-        spec_source: str = "recipe",
+        spec_source: str = "settings",
         layout: str = "memory",
         missing: Sequence[str] = (),
         feature_dim: int | None = None,
@@ -160,29 +161,31 @@ class FeatureDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of names, labels, segments, timeline and features, for which every video is read."""
-        labels = [video.labels for video in self.videos]
-        digest = hashlib.sha256(json.dumps([self.ground_truth(""), labels, vars(self.spec)]).encode())
-        for i in range(len(self)):
-            digest.update(np.ascontiguousarray(self.features(i)).data)
+        """A hash of names, labels, timeline and features, for which every video is read; not of segments."""
+        digest = hashlib.sha256(json.dumps(vars(self.spec)).encode())
+        for i, video in enumerate(self.videos):
+            features = self.features(i)
+            digest.update(json.dumps([video.id, video.labels, features.shape]).encode())
+            digest.update(np.ascontiguousarray(features).data)
         return digest.hexdigest()
 
     def split_validation(self, share: float) -> tuple[FeatureDataset, FeatureDataset]:
         """The first `int(n * (1 - share))` videos for training and the others for validation.
 
-        Where that would take most videos of a class, as in a list that goes class by class, videos for validation are
-        spread over the list. Notes say so, and which classes have no video left to train on.
+        Where that takes most videos of a class, as in a list that goes class by class, it is the last of every class,
+        and a note says so; a video of several classes counts for the one that has fewest.
         """
-        n, n_train = len(self), int(len(self) * (1 - share))
+        n, n_train = len(self), int(len(self) * (1 - share) + 1e-9)
         if not 0 < n_train < n:
             raise DataError("training list", "validation", "videos on both sides", f"{share:g} of {n}")
         held = np.arange(n) >= n_train
         labels, notes = self.label_matrix(), self.notes
-        if (labels[held].sum(0) > 0.5 * labels.sum(0)).any():
-            held = np.diff(np.arange(n + 1) * (n - n_train) // n) > 0
-            notes += (f"the last {share:g} of the list holds most of a class: validation is spread over the list",)
-        if lost := [name for name, count in zip(self.classes, labels[~held].sum(0), strict=True) if not count]:
-            notes += (f"{len(lost)} classes have no video to train on: {', '.join(lost[:5])}",)
+        if (labels[held].sum(0) > (1 + share) / 2 * labels.sum(0)).any():
+            rarest = np.where(labels > 0, labels.sum(0), np.inf).argmin(1)
+            for c in np.unique(rarest):
+                own = np.flatnonzero(rarest == c)
+                held[own] = np.arange(len(own)) >= max(1, round(len(own) * (1 - share)))
+            notes += (f"the last {share:g} of the list holds most of a class: the last of every class validate",)
         training, validation = (self.subset(np.flatnonzero(part).tolist()) for part in (~held, held))
         training.missing, training.notes = self.missing, notes
         return training, validation
@@ -223,40 +226,45 @@ class FeatureDataset:
         repeated = [name for name, count in Counter(path.stem for path in paths).items() if count > 1]
         if repeated:
             raise DataError(repeated[0], "file name", "one file a video", "several files of this name")
-        folders = dict.fromkeys(path.parent for path in paths)
-        roots = [
-            next((root for root in (folder, *folder.parents[:FOLDERS_DEEP]) if (root / SPEC).is_file()), folder)
-            for folder in map(Path.absolute, folders)
-        ]
-        spec, source, _ = read_spec(roots[0], config)
-        for root in roots[1:]:
-            if (other := read_spec(root, config)[0]) != spec:
-                raise DataError(root, "timeline", f"{spec}, as in {roots[0]}", other, "infer them apart")
+        roots = dict.fromkeys(_spec_folder(path.parent) for path in paths)
+        specs = {root: read_spec(root, config) for root in roots}
+        (first, (spec, source, _)), *others = specs.items()
+        for root, (other, *_) in others:
+            if other != spec:
+                raise DataError(root, "timeline", f"{spec}, as in {first}", other, "infer them apart")
         return cls(
             [Video(path.stem, path) for path in paths],
             classes,
             spec,
-            spec_source=str(roots[0] / SPEC) if source == SPEC else source,
+            spec_source=str(first / SPEC) if source == SPEC else source,
             layout="files",
             feature_dim=feature_dim,
         )
 
 
+def _spec_folder(folder: Path) -> Path:
+    """The folder itself or one of those above whose `features.json` is the timeline of its files."""
+    folder = Path(os.path.abspath(folder))  # links stay, `..` does not
+    above = (root for root in folder.parents[:FOLDERS_DEEP] if (root / SPEC).is_file())
+    if (folder / SPEC).is_file():
+        return folder
+    return next((root for root in above if b'"fps"' in (root / SPEC).read_bytes()), folder)
+
+
 def read_spec(root: Path, config: DataConfig) -> tuple[FeatureSpec, str, int | None]:
     """Timeline of the features, where it comes from, and the feature dimension if stated.
 
-    `features.json` in `root` wins over the recipe. It holds `fps`, `stride` and `window`, and may hold `feature_dim`.
+    `features.json` in `root` wins over the settings. It holds `fps`, `stride` and `window`, and may hold `feature_dim`.
     """
     path = root / SPEC
     if not path.exists():
-        return FeatureSpec(config.fps, config.stride, config.window), "recipe", None
+        return FeatureSpec(config.fps, config.stride, config.window), "settings", None
     content = read_json(path)
     values = []
     for name in ("fps", "stride", "window"):
-        value = content.get(name) if isinstance(content, dict) else None
+        value = content.get(name, "none") if isinstance(content, dict) else "none"
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
-            got = value if isinstance(content, dict) and name in content else "none"
-            raise DataError(path, name, "a positive number", got)
+            raise DataError(path, name, "a positive number", value)
         values.append(float(value))
     feature_dim = content.get("feature_dim")
     if feature_dim is not None and not (type(feature_dim) is int and feature_dim > 0):
@@ -274,7 +282,7 @@ class Tree:
         annotations_path: file of `annotations`.
         annotations: of every video, by name.
         spec: timeline of the features.
-        spec_source: where `spec` comes from: `features.json`, `timestamps` or `recipe`.
+        spec_source: where `spec` comes from: `features.json`, `timestamps` or `settings`.
         feature_dim: F if `features.json` states it.
     """
 
@@ -294,8 +302,8 @@ class Tree:
         """Feature files of the listed names that have some, and the prefix and suffix of files' names."""
         files = self.layout.files(split)
         others = [stem for stem in files if stem not in self.annotations]
-        prefix, suffix = affixes([name for name in names if name not in files], others)
-        stems = {name: name if name in files else f"{prefix}{name}{suffix}" for name in names}
+        prefix, suffix = ("", "") if any(name in files for name in names) else affixes(names, others)
+        stems = {name: f"{prefix}{name}{suffix}" for name in names}
         return {name: files[stem] for name, stem in stems.items() if stem in files}, (prefix, suffix)
 
 
@@ -314,23 +322,11 @@ def open_tree(config: DataConfig, problems: list[DataError] | None = None) -> Tr
     path = find_annotations(root, config.annotations)
     annotations = read_annotations(path, problems)
     spec, spec_source, feature_dim = read_spec(root, config)
-    if layout.name == "video_features" and spec_source == "recipe":
+    if layout.name == "video_features" and spec_source == "settings":
         stamped = timestamps_spec(layout.folder, layout.files(""))
         if stamped is not None:
             spec, spec_source = stamped, "timestamps"
     return Tree(root, layout, path, annotations, spec, spec_source, feature_dim)
-
-
-def has_split(config: DataConfig, split: str) -> bool:
-    """Whether a list, a subset or a folder names this split; a table of videos and tags alone has no test split."""
-    tree = open_tree(config)
-    if (tree.root / f"split_{split}.txt").exists():
-        return True
-    try:
-        split_videos(tree.root, tree.layout, tree.annotations, split)
-    except DataError:
-        return False
-    return True
 
 
 def open_dataset(config: DataConfig, split: str, classes: tuple[str, ...] | None = None) -> FeatureDataset:
@@ -345,6 +341,7 @@ def open_dataset(config: DataConfig, split: str, classes: tuple[str, ...] | None
         classes: the model's classes; none: all labels of this split.
 
     Raises:
+        NoSplit: nothing names this split.
         DataError: anything missing or malformed; a label that `classes` does not hold; an empty split.
     """
     tree = open_tree(config)

@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,7 +65,7 @@ class Inspection:
         annotations: its annotation file.
         feature_dim: F of most videos.
         timeline: fps, stride and window; none when no layout was recognised.
-        timeline_source: `features.json`, `timestamps` or `recipe`.
+        timeline_source: `features.json`, `timestamps` or `settings`.
         splits: figures by split.
         classes: training and test videos, training and test segments of each class.
         problems: errors and warnings, in the order found.
@@ -199,21 +200,17 @@ def _check_labels(tree: Tree, listed: dict[str, _Listed], skipped: set[str], fou
     unsegmented = [name for name, annotation in testing.items() if not annotation.segments]
     if unsegmented:
         kind, text = "test video without segments", f"{len(unsegmented)} of {len(testing)}: {_some(unsegmented)}"
-        scored = len(unsegmented) < len(testing)
-        end = "every detection there counts as false" if scored else "nothing can be scored"
-        found.warn(kind, f"{where}: {text}; {end}")
+        means = "every detection there counts as false" if len(unsegmented) < len(testing) else "nothing can be scored"
+        found.warn(kind, f"{where}: {text}; {means}")
     videos = [Counter(label for a in side.values() for label in a.labels) for side in (training, testing)]
     segments = [Counter(s.label for a in side.values() for s in a.segments) for side in (training, testing)]
     for label in sorted({*videos[0], *videos[1]}):
         found.classes[label] = (videos[0][label], videos[1][label], segments[0][label], segments[1][label])
         if testing and videos[0][label] and not videos[1][label]:
             found.warn("class without test video", f"{where}: {label}")
-    spellings: dict[str, list[str]] = {}
-    for label in found.classes:
-        spellings.setdefault(label.casefold(), []).append(label)
-    for same in spellings.values():
-        if len(same) > 1:
-            found.warn("labels that differ in case alone", f"{where}: {', '.join(same)}")
+    for _, same in groupby(sorted(found.classes, key=str.casefold), str.casefold):
+        if len(spellings := list(same)) > 1:
+            found.warn("labels that differ in case alone", f"{where}: {', '.join(spellings)}")
     if videos[0]:
         largest, most = videos[0].most_common(1)[0]
         for label, count in sorted(videos[0].items()):

@@ -21,7 +21,7 @@ import numpy as np
 
 from ahlm.data.annotations import Annotation, read_split, subset_videos
 from ahlm.data.feature_store import SUFFIXES, Source
-from ahlm.errors import DataError
+from ahlm.errors import DataError, NoSplit
 from ahlm.files import read_json
 from ahlm.timeline import FeatureSpec
 
@@ -164,7 +164,7 @@ def split_videos(root: Path, layout: Layout, annotations: Mapping[str, Annotatio
     Where nothing names the videos to train on, they are all that are not named for anything else.
 
     Raises:
-        DataError: none of these.
+        NoSplit: none of these.
     """
     listed = root / f"split_{split}.txt"
     if listed.exists():
@@ -176,13 +176,12 @@ def split_videos(root: Path, layout: Layout, annotations: Mapping[str, Annotatio
         stems = layout.files(split)
         names = [name for name in unnamed if name in stems]
     elif split == "train":
-        tested = root / "split_test.txt"
-        elsewhere = set(read_split(tested)) if tested.exists() else set()
-        names = [name for name in unnamed if not elsewhere & {name, f"v_{name}"}]
+        elsewhere = {name.removeprefix("v_") for path in root.glob("split_*.txt") for name in read_split(path)}
+        names = [name for name in unnamed if name.removeprefix("v_") not in elsewhere]
     if not names:
         subsets = sorted({annotation.subset for annotation in annotations.values()} - {""})
         got = f"no such file, and subsets {', '.join(subsets) or 'none'}"
-        raise DataError(listed, "file", "a list of video names, or a subset of the annotations for it", got)
+        raise NoSplit(listed, "file", "a list of video names, or a subset of the annotations for it", got)
     return names
 
 

@@ -75,14 +75,12 @@ def select_subset(name: str, database: dict[str, Any], subset: str) -> dict[str,
     Raises:
         DataError: it has no ground truth; names the subsets there are.
     """
-    if not any(entry.get("subset") for entry in database.values()):
-        database = {video: entry | {"subset": subset} for video, entry in database.items()}
-    chosen = {video: entry for video, entry in database.items() if same_subset(str(entry.get("subset") or ""), subset)}
+    subsets = {video: str(entry.get("subset") or "") for video, entry in database.items()}
+    there = sorted(set(subsets.values()))
+    chosen = {v: entry for v, entry in database.items() if there == [""] or same_subset(subsets[v], subset)}
     if not any(entry["annotations"] for entry in chosen.values()):
-        there = sorted({str(entry.get("subset") or "") for entry in database.values()})
-        raise DataError(
-            name, f"subset {subset}", "videos with segments", f"none; subsets in this file: {', '.join(there)}"
-        )
+        got = "none" if there == [""] else f"none; subsets in this file: {', '.join(there)}"
+        raise DataError(name, f"subset {subset}", "videos with segments", got)
     return chosen
 
 
@@ -108,16 +106,13 @@ def predicted_instances(
     """Predictions of the known videos and classes in file order, and counts of the others.
 
     Raises:
-        DataError: a segment or score that is not a finite number; results of other videos alone.
+        DataError: a segment or score that is not a finite number.
     """
     video_index = {video: v for v, video in enumerate(videos)}
     class_index = {label: c for c, label in enumerate(classes)}
     if not results.keys() & video_index.keys():
         # mmaction2 writes results without the v_ that its ground truth carries
         video_index |= {video.removeprefix("v_"): v for video, v in video_index.items()}
-    if results and not results.keys() & video_index.keys():
-        expected = f"some of the {len(videos)} videos of the ground truth, {videos[0]} among them"
-        raise DataError(name, "results", expected, f"others alone: {', '.join(list(results)[:3])}")
     parts: list[Instances] = []
     counts = {"unknown_videos": 0, "unknown_labels": 0}
     for video, items in results.items():

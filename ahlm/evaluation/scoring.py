@@ -189,6 +189,9 @@ def evaluate(
     results = {video: items for video, items in results.items() if video not in rules.left_out}
     change_points = None if extra is None else _change_points(name, database, extra)
     found_s, counts = predicted_instances(name, results, videos, classes)
+    if results and counts["unknown_videos"] == len(results):
+        expected = f"some of the {len(videos)} videos of the ground truth, {videos[0]} among them"
+        raise DataError(name, "results", expected, f"others alone: {', '.join(list(results)[:3])}")
     backwards = int((found_s.end < found_s.start).sum())
     for number, what in (
         (counts["unknown_labels"], "predictions with labels unknown to the ground truth were left out"),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ahlm.data.dataset import FeatureDataset
 from ahlm.evaluation import PROTOCOLS, Result
 from ahlm.evaluation.boundaries import split_at_boundaries, true_boundaries
-from ahlm.evaluation.diagnosis import KINDS, diagnose
+from ahlm.evaluation.diagnosis import KINDS, Diagnosis, diagnose
 from ahlm.evaluation.predictions import predicted_instances, truth_instances
 from ahlm.files import write_text
 from ahlm.infer import Detection, Predictor, VideoAnalysis
@@ -39,22 +39,6 @@ CURVES: dict[str, dict[str, str]] = {
     "firing rate": {"firing_rate": "training", "validation_rate": "validation", "validation_true_rate": "true rate"},
     "validation mAP": {"validation_mAP": "mAP"},
 }
-
-
-class Errors(NamedTuple):
-    """What is wrong with detections on a split.
-
-    Attributes:
-        of_video: of every video that counts, by name, detections by kind of error and how many instances are missed.
-        false_positives: best detections by kind, the correct ones among them.
-        misses: missed instances and all, by length.
-        tiou: threshold of all this.
-    """
-
-    of_video: dict[str, tuple[dict[str, int], int]]
-    false_positives: dict[str, int]
-    misses: dict[str, tuple[int, int]]
-    tiou: float
 
 
 class VideoRow(NamedTuple):
@@ -120,8 +104,14 @@ def _opacity(detection: Detection, top: float) -> float:
     return float(np.clip(detection.score / max(top, 1e-9), 0.15, 1))
 
 
-def errors_of(dataset: FeatureDataset, predictions: dict[str, Any], left_out: AbstractSet[str]) -> Errors:
-    """What is wrong with `predictions` on a data set, some of whose videos do not count."""
+def errors_of(
+    dataset: FeatureDataset, predictions: dict[str, Any], left_out: AbstractSet[str]
+) -> tuple[Diagnosis, dict[str, tuple[dict[str, int], int]]]:
+    """What is wrong with `predictions` on a data set without the videos that do not count.
+
+    Returns:
+        The diagnosis; and of every video that counts, detections by kind of error and how many instances are missed.
+    """
     database = {v: entry for v, entry in dataset.ground_truth("test")["database"].items() if v not in left_out}
     videos, classes, truth = truth_instances("ground truth", database)
     found, _ = predicted_instances("predictions", predictions["results"], videos, classes)
@@ -132,7 +122,7 @@ def errors_of(dataset: FeatureDataset, predictions: dict[str, Any], left_out: Ab
         kinds = np.bincount(diagnosis.kind[video_of == v], minlength=len(KINDS))
         errors = {kind: int(n) for kind, n in list(zip(KINDS, kinds, strict=True))[1:] if n}
         of_video[name] = errors, int((~diagnosis.found[truth.video == v]).sum())
-    return Errors(of_video, diagnosis.false_positives(), diagnosis.misses(), diagnosis.tiou)
+    return diagnosis, of_video
 
 
 def write_report(
@@ -155,11 +145,12 @@ def write_report(
         metrics: records of metrics.jsonl, for the curves.
         best: `best` of eval.json, the checkpoint that a validation split chose; none: there was no such split.
     """
-    result, errors = None, None
+    result, diagnosis = None, None
+    errors: dict[str, tuple[dict[str, int], int]] = {video.id: ({}, 0) for video in dataset.videos}
     if scored is not None:
         predictions, result = scored
-        errors = errors_of(dataset, predictions, PROTOCOLS[result.protocol].left_out)
-    counted = [i for i, video in enumerate(dataset.videos) if errors is None or video.id in errors.of_video]
+        diagnosis, errors = errors_of(dataset, predictions, PROTOCOLS[result.protocol].left_out)
+    counted = [i for i, video in enumerate(dataset.videos) if video.id in errors]
     rows: list[VideoRow] = []
     drawn = 0
     for i in counted[:MAX_VIDEOS]:
@@ -170,8 +161,7 @@ def write_report(
         if drawn > MAX_BYTES:
             break
         duration_s = predictor.spec.duration_s(len(analyses[i].cas))
-        kinds, missed = errors.of_video[video.id] if errors is not None else ({}, 0)
-        rows.append(VideoRow(video.id, video.labels, duration_s, kinds, missed, picture))
+        rows.append(VideoRow(video.id, video.labels, duration_s, *errors[video.id], picture))
     environment = Environment(loader=PackageLoader("ahlm.report", "."), autoescape=True, undefined=StrictUndefined)
     page = environment.get_template("report.html.jinja").render(
         result=result,
@@ -182,7 +172,7 @@ def write_report(
         name=Path(predictor.config.data.root).resolve().name if predictor.config.data.root else dataset.layout,
         curves=[plot for title, names in CURVES.items() if (plot := curve(metrics, title, names))],
         histogram=ratio_histogram(predictor, dataset, analyses),
-        errors=errors,
+        diagnosis=diagnosis,
         videos=rows,
         left_out=len(counted) - len(rows),
         all_labels=sorted({label for row in rows for label in row.labels}),

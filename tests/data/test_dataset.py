@@ -41,7 +41,7 @@ def test_layout_classes_and_timeline(root: Path) -> None:
     dataset = open_dataset(DataConfig(root=str(root), fps=30, stride=15, window=15), "train")
     assert dataset.classes == ("jump", "run")
     assert dataset.feature_dim == 4
-    assert (dataset.spec, dataset.spec_source) == (FeatureSpec(30, 15, 15), "recipe")
+    assert (dataset.spec, dataset.spec_source) == (FeatureSpec(30, 15, 15), "settings")
     np.testing.assert_array_equal(dataset.label_matrix(), [[0, 1], [1, 0]])
     assert dataset.features(0).dtype == np.float32
     (root / "features.json").write_text('{"fps": 25, "stride": 16, "window": 32, "feature_dim": 4}')
@@ -185,10 +185,10 @@ def test_strings_without_durations(root: Path) -> None:
 
 def test_validation_split_keeps_what_was_found(root: Path) -> None:
     edit(root, "a", duration=60)
+    edit(root, "b", annotations=[{"label": "run", "segment": [0, 1]}])
     dataset = open_dataset(DataConfig(root=str(root)), "train")
     training, validation = dataset.split_validation(0.5)
-    assert (training.notes[:1], training.missing) == (dataset.notes, dataset.missing)
-    assert training.notes[-1] == "1 classes have no video to train on: jump"
+    assert (training.notes, training.missing) == (dataset.notes, dataset.missing)
     assert validation.notes == ()
     assert (training.videos, validation.videos) == (dataset.videos[:1], dataset.videos[1:])
 
@@ -203,11 +203,22 @@ def test_validation_split_is_the_end_of_the_list() -> None:
 
 
 def test_validation_split_of_a_list_that_goes_class_by_class() -> None:
-    videos = [Video(f"{label}{i}", np.zeros((3, 2), np.float32), (label,)) for label in "abcd" for i in range(5)]
-    training, validation = FeatureDataset(videos, tuple("abcd"), FeatureSpec()).split_validation(0.2)
-    assert [video.id for video in validation.videos] == ["a4", "b4", "c4", "d4"]
-    assert len(training) == 16
-    assert training.notes == ("the last 0.2 of the list holds most of a class: validation is spread over the list",)
+    def split(labels: list[str], share: float) -> tuple[list[str], tuple[str, ...]]:
+        videos = [Video(str(i), np.zeros((3, 2), np.float32), tuple(sorted(own))) for i, own in enumerate(labels)]
+        classes = tuple(sorted(set("".join(labels))))
+        training, validation = FeatureDataset(videos, classes, FeatureSpec()).split_validation(share)
+        assert training.label_matrix().any(axis=0).all(), "every class is trained"
+        assert len(training) + len(validation) == len(videos)
+        return [video.id for video in validation.videos], training.notes
+
+    held, notes = split([label for label in "abcd" for _ in range(5)], 0.2)
+    assert held == ["4", "9", "14", "19"]
+    assert notes == ("the last 0.2 of the list holds most of a class: the last of every class validate",)
+    assert split(list("abcde" * 4), 0.2) == (["16", "17", "18", "19"], ())
+    # the last video alone has a class of its own
+    assert split([*"abcde" * 3, *"abcd", "er"], 0.2)[0] == ["14", "15", "16", "17", "18"]
+    assert split(list("ab" * 5), 0.5) == (["5", "6", "7", "8", "9"], ())
+    assert split(["a"] * 10, 0.9)[0] == [str(i) for i in range(1, 10)]
 
 
 def test_videos_without_an_action_are_tested(root: Path) -> None:
@@ -238,7 +249,9 @@ def test_what_is_tested_alone_is_not_trained_on(root: Path) -> None:
     assert trained() == ["a", "b"], "split_test.txt names c"
     (root / "split_test.txt").write_text("v_c\n")
     assert trained() == ["a", "b"], "as ActivityNet's lists name it"
-    (root / "split_test.txt").unlink()
+    (root / "split_test.txt").rename(root / "split_val.txt")
+    assert trained() == ["a", "b"], "nor is what any other list names"
+    (root / "split_val.txt").unlink()
     assert trained() == ["a", "b", "c"]
     table.write_text("video,label,subset\na,run,\nb,jump,\nc,run,test\n")
     assert trained() == ["a", "b"]
@@ -296,7 +309,7 @@ def test_durations_that_the_timeline_does_not_explain(root: Path) -> None:
     edit(root, "b", duration=4.0)
     dataset = open_dataset(DataConfig(root=str(root)), "train")
     assert dataset.notes == (
-        f"{root / 'gt.json'}: 2 of 2 durations disagree with 0.64 s a snippet (recipe) by more than 2 snippets, "
+        f"{root / 'gt.json'}: 2 of 2 durations disagree with 0.64 s a snippet (settings) by more than 2 snippets, "
         "and the longer counts: a has 10 snippets and lasts 7.8 s",
     )
     assert [video.duration_s for video in dataset.videos] == [7.8, 6.4]

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from ahlm.config import DataConfig
-from ahlm.data.dataset import FeatureDataset, has_split, open_dataset
+from ahlm.data.dataset import FeatureDataset, open_dataset
 from ahlm.data.layouts import affixes
 from ahlm.data.synthetic import demo_dataset, write_demo
 from ahlm.data.write import LAYOUTS, write_dataset
-from ahlm.errors import DataError
+from ahlm.errors import DataError, NoSplit
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +159,9 @@ def test_a_video_never_has_the_features_of_another(tmp_path: Path) -> None:
         np.save(tmp_path / f"{name}.npy", np.ones((3, 4), np.float32))
     with pytest.raises(DataError, match="8 missing: clip2, clip3"):
         opened(tmp_path, "test")
+    (tmp_path / "clip50.npy").rename(tmp_path / "clip111.npy")  # of no video, and all that clip1 would need
+    with pytest.raises(DataError, match="1 missing: clip50"):
+        opened(tmp_path)
     dataset = open_dataset(DataConfig(root=str(tmp_path), missing="skip"), "test")
     assert [(video.id, video.source) for video in dataset.videos] == [("clip1", tmp_path / "clip1.npy")]
 
@@ -215,10 +218,10 @@ def test_table_of_tags_beside_a_flat_folder(written: Callable[[str], Path]) -> N
     (root / "annotations" / "annotations.json").unlink()
     (root / "labels.csv").write_text("video,label\ntrain_000,Jump\ntrain_001,Spin\n")
     assert [video.id for video in opened(root).videos] == ["train_000", "train_001"]
-    config = DataConfig(root=str(root))
-    assert not has_split(config, "test")
+    with pytest.raises(NoSplit):
+        opened(root, "test")
     (root / "split_test.txt").write_text("train_001\n")
-    assert has_split(config, "test")
+    assert [video.id for video in opened(root, "test").videos] == ["train_001"]
 
 
 def test_null_names_no_subset(written: Callable[[str], Path]) -> None:
@@ -234,10 +237,12 @@ def test_null_names_no_subset(written: Callable[[str], Path]) -> None:
     for entry in truth["database"].values():
         entry["subset"] = "training"
     (root / "gt.json").write_text(json.dumps(truth))
-    assert not has_split(DataConfig(root=str(root)), "test")
-    assert has_split(DataConfig(root=str(root)), "train")
+    with pytest.raises(NoSplit):
+        opened(root, "test")
     (root / "split_test.txt").write_bytes(b"\xff\xfe")  # a broken list is no missing one
-    assert has_split(DataConfig(root=str(root)), "test")
+    with pytest.raises(DataError) as broken:
+        opened(root, "test")
+    assert not isinstance(broken.value, NoSplit)
     (root / "split_test.txt").unlink()
     truth["database"]["train_000"]["duration"] = 10**400
     (root / "gt.json").write_text(json.dumps(truth))
@@ -305,7 +310,7 @@ def test_videos_without_timestamps_or_of_one_snippet(written: Callable[[str], Pa
     assert (dataset.spec.fps, dataset.spec.stride, dataset.spec_source) == (25, 16, "timestamps")
     for path in root.rglob("*_fps.npy"):
         path.unlink()
-    assert opened(root).spec_source == "recipe"
+    assert opened(root).spec_source == "settings"
 
 
 def test_features_json_wins_over_timestamps(written: Callable[[str], Path]) -> None:

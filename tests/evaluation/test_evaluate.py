@@ -311,6 +311,9 @@ def test_ground_truth_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main([str(table), str(found), "--json", str(tmp_path / "out.json")]) == 0
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["mAP"] == evaluate(truth(), predictions()).mAP
+    table.write_text("video,label\na,run\nb,jump\n")
+    assert main([str(table), str(found)]) == 3
+    assert f"{table}: columns start, end: expected segments to score, got tags alone" in capsys.readouterr().err
     table.write_text("\n".join(["video,label,start,end,subset", *(f"{row},train" for row in rows)]))
     capsys.readouterr()
     assert main([str(table), str(found)]) == 3
