@@ -48,7 +48,9 @@ def _poisoned_outputs() -> Iterator[None]:
 class Inputs:
     """Seeded inputs of one scan, and its differentiated outputs."""
 
-    def __init__(self, rules: ScanRules | None, size: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, rules: ScanRules | None, size: str, seed: int = 0, dtype: torch.dtype = torch.float32, rate: float = 0.3
+    ) -> None:
         batch, n, z, h, lengths = SIZES[size]
         generator = torch.Generator().manual_seed(seed)
         self.leaves: list[Tensor] = []
@@ -79,7 +81,7 @@ class Inputs:
             ]
         self.weights = [*(draw(*shape, scale=scale) for shape, scale in gru), *heads, draw(h)]
         self.noise = torch.randn(batch, n, z, generator=generator).to(dtype)
-        self.changes = torch.rand(batch, n, generator=generator) < 0.3
+        self.changes = torch.rand(batch, n, generator=generator) < rate
 
     def run(self, backend: str, forced: bool = False) -> ScanOutput | SnippetOutput:
         """The scan, its gradients left in `leaves`."""
@@ -110,9 +112,11 @@ class Inputs:
         return [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in self.leaves]
 
 
-def assert_same_as_reference(rules: ScanRules | None, size: str, forced: bool, seed: int = 0) -> None:
+def assert_same_as_reference(
+    rules: ScanRules | None, size: str, forced: bool, seed: int = 0, rate: float = 0.3
+) -> None:
     """Decisions equal to the float32 reference's; values and gradients near the float64 reference's."""
-    inputs = Inputs(rules, size, seed)
+    inputs = Inputs(rules, size, seed, rate=rate)
     output = inputs.run("cpu", forced)
     gradients = inputs.gradients()
     for name, value in output._asdict().items():
@@ -120,7 +124,7 @@ def assert_same_as_reference(rules: ScanRules | None, size: str, forced: bool, s
     single = inputs.run("reference", forced)
     if isinstance(output, ScanOutput) and isinstance(single, ScanOutput):
         torch.testing.assert_close(output.change_points, single.change_points)
-    exact = Inputs(rules, size, seed, torch.float64)
+    exact = Inputs(rules, size, seed, torch.float64, rate)
     if rules is not None:  # the float64 run must take the same decisions, or there is nothing to compare
         exact.rules, exact.changes, forced = rules, output[0], True
     for name, value, other in zip(output._fields, output, exact.run("reference", forced), strict=True):
@@ -130,6 +134,13 @@ def assert_same_as_reference(rules: ScanRules | None, size: str, forced: bool, s
     for gradient, other in zip(gradients, exact.gradients(), strict=True):
         scale = max(1.0, other.abs().max().item())
         torch.testing.assert_close(gradient.double(), other, rtol=1e-3, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.9, 1.0])
+@pytest.mark.parametrize("size", SIZES)
+def test_snippet_scan_of_few_and_of_many_segments(size: str, rate: float) -> None:
+    """What d0 gives is known and left out: nowhere, almost everywhere, everywhere."""
+    assert_same_as_reference(None, size, forced=False, rate=rate)
 
 
 @pytest.mark.parametrize("size", SIZES)
