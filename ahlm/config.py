@@ -192,7 +192,7 @@ class RefinementConfig:
 
 @dataclass(frozen=True)
 class LocalizationConfig:
-    """From change-points and CAS to detections (METHOD 4; section 3.3, end).
+    """From change-points and CAS to detections (section 3.3, end; docs/method.md).
 
     Attributes:
         proposals: where segments come from: runs between `change_points`, runs above `thresholds`, or `both`.

@@ -139,7 +139,7 @@ class Predictor:
         duration_s: float | None,
         config: Config,
     ) -> Localization:
-        """METHOD 4 on an analysed video."""
+        """Change-points, CAS and attention of an analysed video to detections (section 3.3, end)."""
         return localize(
             analysis.cas,
             analysis.video_scores,
@@ -346,7 +346,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     parser.add_argument("--proposals", choices=("change_points", "both", "thresholds"), help="default: the run's")
     parser.add_argument("--oracle", action="store_true", help="true boundaries as change-points (evaluation only)")
-    parser.add_argument("--missing", choices=("error", "skip"), help="videos without features (default: error)")
+    text = "videos without features (default: error)"
+    parser.add_argument("--missing", "--data.missing", choices=("error", "skip"), help=text)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     return parser
 

@@ -1,4 +1,4 @@
-"""From n snippets to T, to crops, and to padded batches (METHOD 1; section 4.2: T = 750 and 150)."""
+"""From n snippets to T, to crops, and to padded batches (section 4.2: T = 750 and 150)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole step of METHOD 4 for one video; also the plug-in of Table 4, for CAS and scores of any model."""
+"""All that follows the network (section 3.3, end) for one video; also the plug-in of Table 4, for CAS of any model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The snippet scan as METHOD states it, one loop over time."""
+"""The snippet scan of level 1, one loop over time."""
 
 from __future__ import annotations
 

@@ -182,7 +182,7 @@ def half_precision_flips(rules: ScanRules, size: tuple[int, ...]) -> tuple[int, 
 @pytest.mark.parametrize("name", ["filtered", "literal"])
 def test_half_precision_flips_few_change_points(name: str) -> None:
     flips, n = half_precision_flips(READINGS[name], (32, 40, 64, 256))
-    print(f"fp16 moves {flips} of {n} change-points, {name} reading, random weights, Z 64, H 256")
+    print(f"fp16 moves {flips} of {n} decisions, {name} reading, random weights, Z 64, H 256")
     assert flips <= 0.01 * n
 
 

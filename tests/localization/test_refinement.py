@@ -23,7 +23,7 @@ CONFIG = RefinementConfig()
 
 
 def refine_reference(features: np.ndarray, points: list[int], config: RefinementConfig) -> list[int]:
-    """The rule of METHOD 4.2 with whole matrices and nothing remembered."""
+    """The LCS step's rule with whole matrices and nothing remembered."""
     unit = unit_features(features, centred=config.similarity == "centred").astype(np.float64)
     for _ in range(config.max_rounds):
         kept = [0]
@@ -232,8 +232,8 @@ def test_same_with_any_number_of_threads_and_without_the_jit(tmp_path: Path) -> 
     assert 0 < answers.pop().count(",") + 1 < len(points)
 
 
-# share of the true boundaries that the step deletes at lcs_ratio 0.5, 0.8, 1.0, raw features: METHOD 4.2 states them
-# rounded, without the split; here the last fifth of the training list, hence the tolerance in points
+# share of the true boundaries that the step deletes at lcs_ratio 0.5, 0.8, 1.0, raw features, measured once without
+# a split; here on the last fifth of the training list, hence the tolerance in points
 DELETED = {"ucf15": (34, 15, 13), "hapt": (16, 2, 1)}
 TOLERANCE = 1.5
 
