@@ -383,6 +383,8 @@ def open_testing(data: DataConfig, classes: tuple[str, ...], feature_dim: int) -
     if not any(video.segments for video in testing.videos):
         print(f"note: the {len(testing)} videos of the test split have no segments, and are not scored")
         return None
+    if tagged := sum(bool(video.labels) and not video.segments for video in testing.videos):
+        print(f"note: {tagged} test videos have labels and no segments: every detection there counts as false")
     read_all(testing)
     return testing
 

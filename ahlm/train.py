@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
+from operator import attrgetter
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -433,7 +434,8 @@ def test(predictor: Predictor, dataset: FeatureDataset, folder: RunFolder) -> No
     print(firing(analyses))
     predictions, result = score(predictor, dataset, analyses)
     write_predictions(folder.predictions, predictions)
-    summary = {"checkpoint": "last", "step": predictor.checkpoint.step, **result.to_dict()}
+    data = predictor.config.data.root or "demo"
+    summary = {"data": data, "checkpoint": "last", "step": predictor.checkpoint.step, **result.to_dict()}
     if folder.best.exists():
         best = Predictor(load_weights(folder.best), str(predictor.device))
         best.spec = predictor.spec
@@ -449,19 +451,28 @@ def test(predictor: Predictor, dataset: FeatureDataset, folder: RunFolder) -> No
     print(f"results of the last checkpoint in {folder.path}; look at {folder.report}")
 
 
-def earlier_config(parser: ArgumentParser, folder: RunFolder, config: Config, given: Config) -> Config:
+def earlier_config(
+    parser: ArgumentParser, folder: RunFolder, config: Config, given: Config, argv: Sequence[str]
+) -> Config:
     """The settings of an earlier run; a command line may move its data and its device and change nothing else."""
     if changed := folder.edited(config):
         parser.error(
             f"{folder.config} was edited ({', '.join(changed)}), and an earlier run keeps its settings; undo it"
         )
-    root, device = given.data.root, given.device
-    if root:
-        config = dataclasses.replace(config, data=moved(config.data, root))
-    if device != "auto":
-        config = dataclasses.replace(config, device=device)
-    untouched, _ = parse(parser, [f"--device={device}", *([f"--data.root={root}"] if root else [])])
-    if given not in (untouched, config):
+    if given.data.root:
+        config = dataclasses.replace(config, data=moved(config.data, given.data.root))
+    if given.device != "auto":
+        config = dataclasses.replace(config, device=given.device)
+    written = {word.removeprefix("--").split("=")[0] for word in argv if word.startswith("--")}
+    written -= {"data.root", "device"}
+    if "config" in written:  # all that the recipe says
+        differs = config != dataclasses.replace(
+            given, data=dataclasses.replace(given.data, root=config.data.root), device=config.device
+        )
+    else:
+        own = [name for name in written if hasattr(config, name.split(".")[0])]
+        differs = any(attrgetter(name)(config) != attrgetter(name)(given) for name in own)
+    if differs:
         parser.error(f"the settings are those of {folder.path}; only --data.root and --device may differ")
     return config
 
@@ -553,7 +564,7 @@ def evaluate_again(config: Config, trained: Checkpoint, folder: RunFolder, devic
     print(f"settings are those of {folder.path}")
     for note in folder.doubts(trained):
         print(f"note: {note}")
-    predictor = Predictor(trained, device)
+    predictor = Predictor(dataclasses.replace(trained, config=config), device)
     predictor.follow(testing, config.data.root)
     test(predictor, testing, folder)
     return 0
@@ -623,7 +634,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 folder.claim()
             try:
                 trained = load_weights(folder.weights)
-                return run(earlier_config(parser, folder, trained.config, config), options, argv, (folder, trained))
+                settings = earlier_config(parser, folder, trained.config, config, argv)
+                return run(settings, options, argv, (folder, trained))
             finally:
                 folder.release()
 

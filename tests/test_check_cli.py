@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from ahlm.check import main
+from ahlm.config import DataConfig
+from ahlm.data.dataset import open_dataset
 from ahlm.data.synthetic import demo_dataset
 from ahlm.data.write import LAYOUTS, write_dataset
 
@@ -82,7 +84,7 @@ def test_all_problems_in_one_run(root: Path, capsys: pytest.CaptureFixture[str])
     edit(root, "train_007", annotations=[])
     edit(root, "test_001", annotations=[{"label": "Swim", "segment": [0, 1]}])
     edit(root, "test_002", duration="long")
-    edit(root, "test_003", annotations=[{"label": "Jump", "segment": [5, 4]}, {"label": "Jump", "segment": [-1, 999]}])
+    edit(root, "test_003", annotations=[{"label": "Jump", "segment": [5, 5]}, {"label": "Jump", "segment": [-1, 999]}])
     edit(root, "test_004", annotations=[{"label": "Jump", "segment": [1, 2]}] * 2)
     edit(root, "test_005", annotations=[])
     with (root / "split_test.txt").open("a") as file:
@@ -142,6 +144,22 @@ def test_wrong_timeline(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 3
     assert "disagree with 0.5333 s a snippet (settings); durations suggest 0.64 s" in texts(report, "wrong timeline")[0]
     assert report["timeline"] == {"fps": 30.0, "stride": 16, "window": 16}
+
+
+def test_frames_instead_of_seconds_in_a_table(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = json.loads((root / "gt.json").read_text())["database"]
+    rows = [
+        f"{name},{item['label']},{25 * item['segment'][0]},{25 * item['segment'][1]}"
+        for name, entry in content.items()
+        for item in entry["annotations"]
+    ]
+    (root / "gt.json").unlink()
+    (root / "labels.csv").write_text("\n".join(["Video,Label,Start,End", *rows]))
+    code, report = check(root, capsys)
+    assert code == 3
+    assert texts(report, "wrong timeline")[0].endswith("are segments in seconds?")
+    notes = open_dataset(DataConfig(root=str(root)), "train").notes
+    assert any("segments end after their video's features" in note for note in notes)
 
 
 def test_one_odd_duration_is_a_warning(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -178,9 +178,11 @@ def test_command_draws_a_test_video(run: Path, tmp_path: Path, capsys: pytest.Ca
     out = tmp_path / "video.svg"
     assert main(["report", str(run), "--picture", "test_003", str(out)]) == 0
     assert "test_003" in out.read_text()
-    assert main(["report", str(run), "--picture", "train_003", str(out)]) == 0
+    with pytest.raises(SystemExit):
+        main(["report", str(run), "--picture", "train_003", str(out)])
+    assert main(["report", str(run), "--picture", "train_003", str(out), "--overwrite"]) == 0
     assert "train_003" in out.read_text()
-    assert main(["report", str(run), "--picture", "nobody", str(out)]) == 3
+    assert main(["report", str(run), "--picture", "nobody", str(out), "--overwrite"]) == 3
     assert "video: expected one of test_000 .. train_039, got nobody" in capsys.readouterr().err
 
 

@@ -353,6 +353,15 @@ def test_settings_that_do_not_fit_the_features_leave_the_old_run(
     assert sorted(run.iterdir()) == before
 
 
+def test_a_run_that_never_began_is_no_run(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", "", overwrite=False)
+    folder.config.touch()
+    folder.release()
+    RunFolder.create(tmp_path / "run", "", overwrite=False).weights.touch()
+    with pytest.raises(FileExistsError, match="--resume goes on with it"):
+        RunFolder.create(tmp_path / "run", "", overwrite=False)
+
+
 def test_a_new_run_deletes_nothing_of_others(tmp_path: Path) -> None:
     curves = tmp_path / "tensorboard" / "events"
     curves.parent.mkdir()
@@ -540,6 +549,9 @@ def test_earlier_runs_keep_their_settings(tmp_path: Path, capsys: pytest.Capture
     assert main(["--eval-only", run, "--data.root", str(tmp_path / "moved")]) == 0
     for wrong, message in (
         (["--eval-only", run, "--seed", "1"], "only --data.root and --device may differ"),
+        (["--eval-only", run, "--config", "ucf15"], "only --data.root and --device may differ"),
+        # the default, which this run does not have
+        (["--eval-only", run, "--detector_optim.iterations=400"], "only --data.root and --device may differ"),
         (["--resume", run, "--overwrite"], "for new runs"),
         (["--resume", run, "--eval-only", run], "exclude each other"),
     ):

@@ -109,7 +109,8 @@ def _read_csv(path: Path, problems: list[DataError] | None) -> dict[str, Annotat
 
     def rows() -> Iterator[dict[str, Any]]:
         try:
-            header = reader.fieldnames or ()
+            header = [name.strip().lower() for name in reader.fieldnames or ()]
+            reader.fieldnames = header
             if not {"video", "label"} <= set(header):
                 names = ",".join(header)
                 hint = "columns are parted by commas" if ";" in names or "\t" in names else ""
@@ -155,7 +156,10 @@ def _number(path: Path, field: str, value: Any) -> float:
 def _segment(path: Path, field: str, value: Any) -> tuple[float, float]:
     if not isinstance(value, list) or len(value) != 2:
         raise DataError(path, field, "[start, end] in seconds", value)
-    return _number(path, field, value[0]), _number(path, field, value[1])
+    start, end = _number(path, field, value[0]), _number(path, field, value[1])
+    if end < start:
+        raise DataError(path, field, "a start before its end", value, "swapped?")
+    return start, end
 
 
 def read_split(path: str | Path) -> list[str]:
@@ -182,6 +186,12 @@ def subset_videos(annotations: Mapping[str, Annotation], split: str) -> list[str
     if split in TESTING:
         return testing or of(VALIDATION)
     return of(VALIDATION if split in VALIDATION else {split.lower()})
+
+
+def unknown_subsets(annotations: Mapping[str, Annotation]) -> list[str]:
+    """Names of subsets with labelled videos that are none of the usual ones, sorted."""
+    known = TRAINING | VALIDATION | TESTING | {""}
+    return sorted({a.subset for a in annotations.values() if a.labels and a.subset.lower() not in known})
 
 
 def class_list(annotations: Iterable[Annotation]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ahlm.config import DataConfig
-from ahlm.data.annotations import Annotation, Segment, class_list, read_annotations
+from ahlm.data.annotations import Annotation, Segment, class_list, read_annotations, unknown_subsets
 from ahlm.data.feature_store import (
     SUFFIXES,
     Source,
@@ -356,6 +356,8 @@ def open_dataset(config: DataConfig, split: str, classes: tuple[str, ...] | None
     sources, (prefix, suffix) = tree.sources(split, listed)
     if prefix or suffix:
         notes.append(f"{where}: features are named {prefix}ID{suffix}")
+    if split == "train" and (slips := unknown_subsets(tree.annotations)):
+        notes.append(f"{tree.annotations_path}: videos of subset {', '.join(slips)} are neither trained on nor tested")
     videos, missing = [], []
     for name in listed:
         resolved = tree.resolve(name)
@@ -374,7 +376,7 @@ def open_dataset(config: DataConfig, split: str, classes: tuple[str, ...] | None
             "feature files",
             f"{len(listed)} videos of {names_path.name}",
             f"{len(missing)} missing: {shown}",
-            "videos are named without .npy" if with_suffix else "data.missing=skip leaves them out",
+            "videos are named without .npy" if with_suffix else "--data.missing skip leaves them out",
         )
     if not videos:
         raise DataError(names_path, "videos", "at least one video with features", "none")
@@ -410,12 +412,14 @@ def _reconcile(dataset: FeatureDataset, path: Path) -> list[str]:
     detections are cut at the features' end. Segments stay as annotated, so that a score is that of the annotation file:
     cutting the 62 late ones of THUMOS14's test set takes 1.2 points of average mAP from published detections.
     """
-    cut, late, disagree = 0, 0, []
+    cut, late, beyond, disagree = 0, 0, 0, []
     videos = list(dataset.videos)
     for i, video in enumerate(videos):
         n = dataset.n_snippets(i)
         cut += isinstance(video.source, tuple) and streams_differ(video.source)
         if video.duration_s is None:
+            end_s = dataset.spec.duration_s(n) + DURATION_TOLERANCE * dataset.spec.snippet_s
+            beyond += sum(segment.end_s > end_s for segment in video.segments)
             continue
         late += sum(segment.end_s > video.duration_s + 1e-6 for segment in video.segments)
         if snippets_off(dataset.spec, n, video.duration_s) > DURATION_TOLERANCE:
@@ -431,6 +435,9 @@ def _reconcile(dataset: FeatureDataset, path: Path) -> list[str]:
             f"snippet ({dataset.spec_source}) by more than {DURATION_TOLERANCE} snippets, and the longer counts: "
             f"{disagree[0]}"
         )
+    if beyond:
+        where = f"{dataset.spec}, {dataset.spec_source}"
+        notes.append(f"{path}: {beyond} segments end after their video's features ({where}); are they in seconds?")
     if late:
         notes.append(f"{path}: {late} segments end after their video's duration, and stay as they are annotated")
     return notes

@@ -302,15 +302,27 @@ def _check_durations(
     tree: Tree, listed: dict[str, _Listed], lengths: dict[tuple[str, str], int], found: Inspection
 ) -> None:
     known, off, seconds = 0, [], []
+    ends, beyond = 0, []
     for (split, name), n in lengths.items():
         annotation = listed[split].annotations.get(name)
-        if annotation is None or annotation.duration_s is None:
+        if annotation is None:
+            continue
+        if annotation.duration_s is None:
+            end, lasts = max((segment.end_s for segment in annotation.segments), default=0.0), tree.spec.duration_s(n)
+            ends += bool(annotation.segments)
+            if end > lasts + DURATION_TOLERANCE * tree.spec.snippet_s:
+                beyond.append(f"{name}: a segment ends at {end:g} s, {n} snippets last {lasts:g} s")
             continue
         known += 1
         seconds.append(annotation.duration_s / n)
         snippets = snippets_off(tree.spec, n, annotation.duration_s)
         if snippets > DURATION_TOLERANCE:
             off.append(f"{name}: {n} snippets and {annotation.duration_s:g} s are {snippets:.1f} snippets apart")
+    for text in beyond:
+        found.warn("segment after the features' end", f"{tree.annotations_path}: {text}")
+    if len(beyond) > WRONG_TIMELINE * ends:
+        text = f"{len(beyond)} of {ends} videos have segments after their features' end, {tree.spec}"
+        found.error("wrong timeline", f"{text} ({tree.spec_source}); are segments in seconds?")
     for text in off:
         found.warn("duration and snippets disagree", f"{tree.annotations_path}: {text}")
     if len(off) > WRONG_TIMELINE * known:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from ahlm.config import DataConfig
 from ahlm.data.dataset import FeatureDataset
@@ -27,6 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"note: {note}")
     data = timed(predictor.config.data, predictor.spec)
     data = moved(data, arguments.root) if arguments.root else data
+    predictor.config = dataclasses.replace(predictor.config, data=data)
     if arguments.picture:
         return picture(predictor, data, *arguments.picture)
     testing = open_testing(data, predictor.classes, predictor.checkpoint.feature_dim)
@@ -76,7 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--data.root", dest="root", metavar="DIR", help="where the data set is now (default: as trained)"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT.svg")
     arguments = parser.parse_args(argv)
+    if arguments.picture and Path(arguments.picture[1]).exists() and not arguments.overwrite:
+        parser.error(f"{arguments.picture[1]} exists; --overwrite replaces it")
     return exit_code(lambda: run(arguments))
 
 

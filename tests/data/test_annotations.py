@@ -60,6 +60,9 @@ def test_malformed_csv(tmp_path: Path) -> None:
     path.write_text("name,tag\na,run\n")
     with pytest.raises(DataError, match=r"header: expected the columns video,label.*got name,tag"):
         read_annotations(path)
+    path.write_text("video,label,start,end\na,run,8.96,3.84\n")
+    with pytest.raises(DataError, match=r"line 2: expected a start before its end, got .*\(swapped\?\)"):
+        read_annotations(path)
     path.write_text('video,"label\na,run\n')
     with pytest.raises(DataError, match="a CSV whose quotes are closed"):
         read_annotations(path)
