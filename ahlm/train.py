@@ -464,7 +464,7 @@ def earlier_config(
     if given.device != "auto":
         config = dataclasses.replace(config, device=given.device)
     written = {word.removeprefix("--").split("=")[0] for word in argv if word.startswith("--")}
-    written -= {"data.root", "device"}
+    written = {"data.missing" if name == "missing" else name for name in written} - {"data.root", "device"}
     if "config" in written:  # all that the recipe says
         differs = config != dataclasses.replace(
             given, data=dataclasses.replace(given.data, root=config.data.root), device=config.device
@@ -527,7 +527,7 @@ def run(config: Config, options: Any, argv: Sequence[str], earlier: tuple[RunFol
     if earlier is not None:
         state = load_state(folder.state)
         if state["data"] != training.fingerprint:
-            expected = f"videos, annotations and features as {folder.path} began with"
+            expected = f"videos, labels and features as {folder.path} began with"
             hint = "train anew; or were they begun by another version of ahlm?"
             raise DataError(str(config.data.root), "training list", expected, "others", hint)
         trainer.restore(state)

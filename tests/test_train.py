@@ -483,7 +483,7 @@ def test_a_run_goes_on_with_its_own_data_alone(tmp_path: Path, capsys: pytest.Ca
     truth_before = truth.read_text()
     truth.write_text(json.dumps(content))
     assert main(["--resume", str(run)]) == 3
-    assert f"videos, annotations and features as {run} began with, got others (train anew" in capsys.readouterr().err
+    assert f"videos, labels and features as {run} began with, got others (train anew" in capsys.readouterr().err
     content = json.loads(truth_before)
     content["database"]["train_000"]["annotations"][0]["segment"] = [0.1, 0.2]
     truth.write_text(json.dumps(content))  # training never reads segments
@@ -549,6 +549,7 @@ def test_earlier_runs_keep_their_settings(tmp_path: Path, capsys: pytest.Capture
     assert main(["--eval-only", run, "--data.root", str(tmp_path / "moved")]) == 0
     for wrong, message in (
         (["--eval-only", run, "--seed", "1"], "only --data.root and --device may differ"),
+        (["--eval-only", run, "--missing", "skip"], "only --data.root and --device may differ"),
         (["--eval-only", run, "--config", "ucf15"], "only --data.root and --device may differ"),
         # the default, which this run does not have
         (["--eval-only", run, "--detector_optim.iterations=400"], "only --data.root and --device may differ"),

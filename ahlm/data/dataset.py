@@ -356,8 +356,11 @@ def open_dataset(config: DataConfig, split: str, classes: tuple[str, ...] | None
     sources, (prefix, suffix) = tree.sources(split, listed)
     if prefix or suffix:
         notes.append(f"{where}: features are named {prefix}ID{suffix}")
-    if split == "train" and (slips := unknown_subsets(tree.annotations)):
-        notes.append(f"{tree.annotations_path}: videos of subset {', '.join(slips)} are neither trained on nor tested")
+    if split == "train" and not any(tree.root.glob("split_*.txt")):
+        notes += [
+            f"{tree.annotations_path}: videos of subset {name} are neither trained on nor tested"
+            for name in unknown_subsets(tree.annotations)
+        ]
     videos, missing = [], []
     for name in listed:
         resolved = tree.resolve(name)

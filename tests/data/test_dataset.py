@@ -255,6 +255,8 @@ def test_what_is_tested_alone_is_not_trained_on(root: Path) -> None:
     assert trained() == ["a", "b", "c"]
     table.write_text("video,label,subset\na,run,\nb,jump,\nc,run,test\n")
     assert trained() == ["a", "b"]
+    table.write_text("video,label,subset\na,run,train\nb,jump,tran\nc,run,test\n")
+    assert open_dataset(config, "train").notes == (f"{table}: videos of subset tran are neither trained on nor tested",)
 
 
 def test_files_without_annotations(tmp_path: Path) -> None:
