@@ -599,7 +599,9 @@ def describe(splits: Mapping[str, FeatureDataset | None], device: str, config: C
         f"{sizes}, {len(first.classes)} classes, {first.feature_dim} features a snippet, layout {first.layout}",
         f"{first.spec} (from {first.spec_source})",
     ]
-    if config.data.root is not None and {"train", "test"} <= there.keys():
+    if config.data.root is None:
+        lines.append("note: without --data.root these are the generated videos of the demo")
+    elif {"train", "test"} <= there.keys():
         trained, tested = ({video.id for video in there[name].videos} for name in ("train", "test"))
         if both := sorted(trained & tested):
             lines.append(f"note: {len(both)} videos are both trained on and tested: {', '.join(both[:5])}")

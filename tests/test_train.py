@@ -181,6 +181,7 @@ def test_run_folder_and_results(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main([*SHORT, "--output-dir", str(run), "--seed", "1"]) == 0
     printed = capsys.readouterr().out
     assert "device cpu" in printed
+    assert "note: without --data.root these are the generated videos of the demo" in printed
     assert "0.64 s a snippet" in printed
     for name in ("config", "environment", "metrics", "weights", "state", "predictions", "evaluation", "report"):
         assert (run / FILES[name]).is_file(), name
