@@ -1,4 +1,4 @@
-"""The error that a user's data can cause, and how every command line ends on an error."""
+"""Errors, from what a user's data can cause to the exit code of a command."""
 
 from __future__ import annotations
 

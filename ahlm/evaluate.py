@@ -31,13 +31,10 @@ def _ground_truth(path: str) -> str | dict[str, Any]:
     """The path of a JSON, or what such a file would hold for a CSV."""
     if not path.lower().endswith(".csv"):
         return path
-    from ahlm.data.annotations import read_annotations
+    from ahlm.data.annotations import as_json, read_annotations
 
     database = {
-        video: {
-            "subset": known.subset,
-            "annotations": [{"label": s.label, "segment": [s.start_s, s.end_s]} for s in known.segments],
-        }
+        video: {"subset": known.subset, "annotations": as_json(known.segments)}
         for video, known in read_annotations(path).items()
     }
     if not any(entry["annotations"] for entry in database.values()):

@@ -25,6 +25,11 @@ class Segment(NamedTuple):
     label: str
 
 
+def as_json(segments: Iterable[Segment]) -> list[dict[str, Any]]:
+    """Segments as ActivityNet's `annotations`."""
+    return [{"label": s.label, "segment": [s.start_s, s.end_s]} for s in segments]
+
+
 @dataclass(frozen=True)
 class Annotation:
     """What is known of a video.

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ahlm.config import DataConfig
-from ahlm.data.annotations import Annotation, Segment, class_list, read_annotations, unknown_subsets
+from ahlm.data.annotations import Annotation, Segment, as_json, class_list, read_annotations, unknown_subsets
 from ahlm.data.feature_store import (
     SUFFIXES,
     Source,
@@ -155,8 +155,7 @@ class FeatureDataset:
         database = {}
         for i, video in enumerate(self.videos):
             duration = self.spec.duration_s(self.n_snippets(i)) if video.duration_s is None else video.duration_s
-            annotations = [{"label": s.label, "segment": [s.start_s, s.end_s]} for s in video.segments]
-            database[video.id] = {"subset": subset, "duration": duration, "annotations": annotations}
+            database[video.id] = {"subset": subset, "duration": duration, "annotations": as_json(video.segments)}
         return {"version": "ahlm", "taxonomy": list(self.classes), "database": database}
 
     @cached_property
@@ -421,8 +420,7 @@ def _reconcile(dataset: FeatureDataset, path: Path) -> list[str]:
         n = dataset.n_snippets(i)
         cut += isinstance(video.source, tuple) and streams_differ(video.source)
         if video.duration_s is None:
-            end_s = dataset.spec.duration_s(n) + DURATION_TOLERANCE * dataset.spec.snippet_s
-            beyond += sum(segment.end_s > end_s for segment in video.segments)
+            beyond += sum(ends_beyond(dataset.spec, n, segment.end_s) for segment in video.segments)
             continue
         late += sum(segment.end_s > video.duration_s + 1e-6 for segment in video.segments)
         if snippets_off(dataset.spec, n, video.duration_s) > DURATION_TOLERANCE:
@@ -449,3 +447,8 @@ def _reconcile(dataset: FeatureDataset, path: Path) -> list[str]:
 def snippets_off(spec: FeatureSpec, n_snippets: int, duration_s: float) -> float:
     """How many snippets more or fewer there are than fit into the duration."""
     return abs((duration_s - spec.duration_s(n_snippets)) / spec.snippet_s)
+
+
+def ends_beyond(spec: FeatureSpec, n_snippets: int, end_s: float) -> bool:
+    """Whether a time lies further after the features' end than durations may."""
+    return end_s > spec.duration_s(n_snippets) + DURATION_TOLERANCE * spec.snippet_s

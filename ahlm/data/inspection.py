@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ahlm.config import DataConfig
 from ahlm.data.annotations import Annotation
-from ahlm.data.dataset import DURATION_TOLERANCE, Tree, open_tree, snippets_off
+from ahlm.data.dataset import DURATION_TOLERANCE, Tree, ends_beyond, open_tree, snippets_off
 from ahlm.data.feature_store import SUFFIXES, Source, features_shape, load_features
 from ahlm.data.layouts import SPLIT_FOLDERS, skipped_videos, split_videos
 from ahlm.errors import DataError
@@ -310,7 +310,7 @@ def _check_durations(
         if annotation.duration_s is None:
             end, lasts = max((segment.end_s for segment in annotation.segments), default=0.0), tree.spec.duration_s(n)
             ends += bool(annotation.segments)
-            if end > lasts + DURATION_TOLERANCE * tree.spec.snippet_s:
+            if ends_beyond(tree.spec, n, end):
                 beyond.append(f"{name}: a segment ends at {end:g} s, {n} snippets last {lasts:g} s")
             continue
         known += 1

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ahlm.data.annotations import Annotation, Segment, subset_videos
+from ahlm.data.annotations import Annotation, Segment, as_json, subset_videos
 from ahlm.data.feature_store import check_features
 from ahlm.data.safe_pickle import load_objects
 from ahlm.data.write import begin, write_array, write_spec
@@ -227,7 +227,7 @@ def _ground_truth(pack: Path, videos: dict[str, Annotation], where: dict[str, Pa
             entry["duration"] = video.duration_s
         if not video.segments:
             entry["labels"] = list(video.labels)
-        entry["annotations"] = [{"label": s.label, "segment": [s.start_s, s.end_s]} for s in video.segments]
+        entry["annotations"] = as_json(video.segments)
         database[name] = entry
     taxonomy = sorted({label for name in where for label in videos[name].labels})
     return {"version": pack.name, "taxonomy": taxonomy, "database": database}

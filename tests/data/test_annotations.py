@@ -42,6 +42,7 @@ def test_csv_of_tags(tmp_path: Path) -> None:
         ("video,label\n ,run\n", "line 2: expected a video and a label"),
         ("video,label,start,end\na,run,1,\n", "line 2: expected a number of seconds, got ''"),
         ("video,label,start,end\na,run,1,soon\n", "line 2: expected a number of seconds, got 'soon'"),
+        ("video,label,start,end\na,run,8.96,3.84\n", r"line 2: expected a start before its end, got .*\(swapped\?\)"),
         ("video,label,subset\na,run,train\na,run,test\n", "line 3: expected subset train, got test"),
     ],
 )
@@ -55,29 +56,25 @@ def test_malformed_lines_of_a_csv(tmp_path: Path, text: str, message: str) -> No
     assert len(problems) == 1
 
 
-def test_malformed_csv(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name,tag\na,run\n", r"header: expected the columns video,label.*got name,tag"),
+        ('video,"label\na,run\n', "a CSV whose quotes are closed"),
+        ("video;label\na;run\n", r"got video;label \(columns are parted by commas\)"),
+        ("video,label\n", r"lines: expected a video and a label each, got none"),
+        ('video,label\na,run\nb,"jump\nc,run\n', r"labels\.csv: line 3: expected a CSV whose quotes are closed"),
+        ("video,label\na,L\u00e4ufer\n", r"labels\.csv: file: expected a CSV .* in UTF-8, got"),
+    ],
+)
+def test_malformed_csv(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "labels.csv"
-    path.write_text("name,tag\na,run\n")
-    with pytest.raises(DataError, match=r"header: expected the columns video,label.*got name,tag"):
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError, match=message):
         read_annotations(path)
-    path.write_text("video,label,start,end\na,run,8.96,3.84\n")
-    with pytest.raises(DataError, match=r"line 2: expected a start before its end, got .*\(swapped\?\)"):
-        read_annotations(path)
-    path.write_text('video,"label\na,run\n')
-    with pytest.raises(DataError, match="a CSV whose quotes are closed"):
-        read_annotations(path)
-    path.write_text("video;label\na;run\n")
-    with pytest.raises(DataError, match=r"got video;label \(columns are parted by commas\)"):
-        read_annotations(path)
-    path.write_text("video,label\n")
-    with pytest.raises(DataError, match=r"lines: expected a video and a label each, got none"):
-        read_annotations(path)
-    path.write_text('video,label\na,run\nb,"jump\nc,run\n')
-    with pytest.raises(DataError, match=r"labels\.csv: line 3: expected a CSV whose quotes are closed"):
-        read_annotations(path)
-    path.write_bytes("video,label\na,L\u00e4ufer\n".encode("latin-1"))
-    with pytest.raises(DataError, match=r"labels\.csv: file: expected a CSV .* in UTF-8, got"):
-        read_annotations(path)
+
+
+def test_no_csv(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no\.csv: file: expected a CSV .* got no such file"):
         read_annotations(tmp_path / "no.csv")
 
