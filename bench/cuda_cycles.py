@@ -81,7 +81,7 @@ def decision_loops(code: list[Instruction]) -> list[list[Instruction]]:
         if any(one.name.startswith("VOTE") for one in body):
             loops.append(body)
     # what the compiler put aside and jumps back from looks like a loop around all that lies between
-    return [one for one in loops if not any(other is not one and set(other) <= set(one) for other in loops)]
+    return [one for one in loops if not any(len(other) < len(one) and set(other) & set(one) for other in loops)]
 
 
 def events(body: list[Instruction], waits: tuple[str, ...], sends: tuple[str, ...]) -> tuple[list[Event], int]:

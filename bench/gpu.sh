@@ -39,7 +39,9 @@ step() { # NAME SECONDS COMMAND...: at most so long, and no longer than the nine
 
 # a verdict of the self-check belongs to this run; a build from before nvcc was there remembers that it was not
 export PIP_DISABLE_PIP_VERSION_CHECK=1 AHLM_CACHE="$work/cache" PATH=$PATH:/usr/local/cuda/bin # where CUDA installs nvcc
-install=("$python" -m pip install --quiet --no-index --no-deps --no-build-isolation --force-reinstall
+# what is installed already may be older, and its folder read-only
+export PYTHONPATH="$work/site${PYTHONPATH:+:$PYTHONPATH}" TRITON_CACHE_DIR="$work/triton"
+install=("$python" -m pip install --quiet --no-index --no-deps --no-build-isolation --upgrade --target "$work/site"
   --config-settings=build-dir="$work/build" .)
 cuda=AUTO # without nvcc there are the Triton kernels to measure
 command -v nvcc > /dev/null && cuda=ON
@@ -49,8 +51,9 @@ if [ "$last_code" -ne 0 ]; then
 fi
 step resources 30 "$python" bench/gpu_scan.py resources --output "$work/resources.json"
 # skipped tests end well too, so first: is there something to test
-step card 50 bash -c '"$0" -c "import sys; from ahlm.kernels import cuda; sys.exit(not cuda.available())" &&
+step card 50 bash -c '"$0" -c "import sys, torch; from ahlm.kernels import cuda; sys.exit(cuda.obstacle(torch.device(\"cuda\")))" &&
   "$0" -m pytest -v -W default -k on_the_card tests/kernels/test_cuda_*.py' "$python"
+step triton 90 "$python" -m pytest -v -W default tests/kernels/triton_scans.py
 for part in baselines cuda triton; do
   step "times_$part" 90 "$python" bench/gpu_scan.py $part --output "$work/times_$part.json"
 done
@@ -60,10 +63,11 @@ done
 step profile 45 "$python" bench/gpu_scan.py profile --output "$work/profile.json"
 for check in "memcheck cuda" "synccheck cuda" "memcheck triton"; do
   read -r tool kernel <<< "$check"
-  step "${tool}_$kernel" 45 compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" bench/gpu_scan.py small \
-    --kernel "$kernel" --output "$work/small.json"
+  # each tensor in memory of its own, so that what lies past its end is nobody's
+  step "${tool}_$kernel" 45 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" \
+    --report-api-errors no --error-exitcode 9 "$python" bench/gpu_scan.py small --kernel "$kernel" \
+    --output "$work/small.json"
 done
-step triton 90 "$python" -m pytest -v -W default tests/kernels/triton_scans.py
 
 driver=$(timeout 10 nvidia-smi --query-gpu=driver_version --format=csv,noheader 2> /dev/null)
 "$python" - "$work" "$folder" "$driver" << 'PY' || failed=1

@@ -72,10 +72,8 @@ def why_not(kernel: str, tensor: Tensor) -> str | None:
         return "needs the compiled scans, and this installation has none; use reference"
     if kernel == "triton" and importlib.util.find_spec("triton") is None:
         return "needs Triton, and this installation has none: pip install triton, or use reference"
-    if kernel == "cuda" and cuda.installed() is None:
-        return "needs the CUDA kernels, and this installation has none; use triton or reference"
-    if kernel == "cuda" and device == "cuda" and not cuda.available(tensor.device):
-        return "needs a GPU of compute capability 9.0; use triton or reference"
+    if kernel == "cuda" and (obstacle := cuda.obstacle(tensor.device)):
+        return f"{obstacle}; use triton or reference"
     fits = device == ("cpu" if kernel == "cpu" else "cuda")
     if kernel == "triton" and device == "cpu":
         fits = os.environ.get("TRITON_INTERPRET") == "1"
@@ -145,6 +143,36 @@ def instruction_set(name: str) -> Iterator[None]:
         core.set_scan_instruction_set(before)
 
 
+@contextlib.contextmanager
+def full_products(device: torch.device) -> Iterator[None]:
+    """Float32 products of torch's own on a GPU without TF32, which would cost the backward three digits.
+
+    torch has two sets of switches, and a mix of them is an error: each is turned back by its own name.
+    """
+    switches: Any = torch.backends.cuda.matmul
+    try:
+        older = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the newer ones were used
+        older = ""
+    newer = switches.fp32_precision
+    if device.type != "cuda" or older == "highest":
+        yield
+        return
+    try:
+        if older:
+            switches.allow_tf32 = False
+        else:
+            switches.fp32_precision = "ieee"
+        yield
+    finally:
+        if older == "medium":
+            torch.set_float32_matmul_precision(older)
+        elif older:
+            switches.allow_tf32 = True
+        else:
+            switches.fp32_precision = newer
+
+
 def register_op(name: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Any:
     """A custom op `ahlm::name` on every device, which changes none of its arguments.
 
@@ -158,7 +186,7 @@ def register_op(name: str, run: Callable[..., Any], fake: Callable[..., Any]) ->
         first: Tensor = arguments[0] if isinstance(arguments[0], Tensor) else arguments[0][0]
         # Triton launches on the current device; autograd may come from within autocast
         device = torch.cuda.device_of(first)  # type: ignore[no-untyped-call]
-        with device, torch.autocast(first.device.type, enabled=False):
+        with device, torch.autocast(first.device.type, enabled=False), full_products(first.device):
             return run(*arguments)
 
     schema = torch.library.infer_schema(run, mutates_args=())

@@ -65,10 +65,14 @@ class Library:
         self.calls = ctypes.CDLL(str(path))
         self.calls.ahlm_cuda_error.restype = ctypes.c_char_p
 
-    def device_fits(self, device: torch.device) -> bool:
-        """Whether a device has what the kernels are compiled for."""
+    def obstacle(self, device: torch.device) -> str | None:
+        """What keeps the kernels from running on a GPU; none: nothing."""
+        fits = ctypes.c_int32()
         with self._on(device):
-            return bool(self.calls.ahlm_cuda_device_fits())
+            error = self.calls.ahlm_cuda_device_fits(ctypes.byref(fits))
+        if error:
+            return f"cannot ask {device} what it is: {self._message(error)}"
+        return None if fits.value else "needs a GPU of compute capability 9.0"
 
     def resources(self, device: torch.device) -> dict[str, dict[str, Any]]:
         """What each kernel takes, and how many clusters run at once on a device; -1 is unknown.
@@ -119,12 +123,12 @@ def installed() -> Library | None:
     return None
 
 
-def available(device: torch.device | None = None) -> bool:
-    """Whether the kernels are installed and a device (the current one) can run them; never raises."""
-    if not torch.cuda.is_available():
-        return False
+def obstacle(device: torch.device) -> str | None:
+    """What keeps this installation's kernels from running on a GPU; none: nothing."""
     library = installed()
-    return library is not None and library.device_fits(device or torch.device("cuda"))
+    if library is None:
+        return "needs the CUDA kernels, and this installation has none"
+    return library.obstacle(device) if torch.cuda.is_available() else "needs a GPU, and torch sees none"
 
 
 def supports(batch: int, n_snippets: int, z: int, h: int) -> bool:

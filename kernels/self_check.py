@@ -26,13 +26,21 @@ except ImportError:  # Windows
 # errors allowed, in units of each result's largest value; in the interpreter kernels are 50 times better
 TOLERANCE = {"fp32": 1e-4, "fp16": 3e-2}
 
+UNFINISHED = "a check did not come to an end"
+UNFINISHED_AGAIN = "two checks did not come to an end"
+
 _verdicts: dict[tuple[str, str, str], bool] = {}
 _one_thread = threading.RLock()
 
 
 def cache_folder() -> Path:
-    """Where verdicts are kept: under AHLM_CACHE, XDG_CACHE_HOME or ~/.cache."""
-    cache = os.environ.get("AHLM_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    """Where verdicts are kept: under AHLM_CACHE, XDG_CACHE_HOME or ~/.cache, or with temporary files."""
+    cache = os.environ.get("AHLM_CACHE") or os.environ.get("XDG_CACHE_HOME")
+    if not cache:
+        try:
+            cache = str(Path.home() / ".cache")
+        except RuntimeError:  # a user without a home, as in some containers
+            cache = tempfile.gettempdir()
     return Path(cache) / "ahlm" / "self_check"
 
 
@@ -45,8 +53,9 @@ def is_trusted(kernel: str, subject: str, device: torch.device, mismatch: Callab
         device: where it runs.
         mismatch: runs the kernel beside the reference and says how they differ; none: they agree.
 
-    A kernel that differs, or that leaves the device unusable, is refused with one warning, and again in every later
-    process until something of the verdict's facts changes. Any other error is refused in this process alone.
+    A kernel that differs, that leaves the device unusable, or whose check twice did not come to an end, is refused with
+    one warning, and again in every later process until something of the verdict's facts changes. Any other error is
+    refused in this process alone.
     """
     here = (kernel, subject, str(device))
     with _one_thread:
@@ -64,23 +73,20 @@ def _reason(kernel: str, subject: str, device: torch.device, mismatch: Callable[
     known = facts(kernel, subject, device)
     path = cache_folder() / (hashlib.sha256(json.dumps(known).encode()).hexdigest() + ".json")
     with _one_process(path):
-        try:
-            kept = json.loads(path.read_text())
-            if kept["facts"] == known and isinstance(kept["reason"], str):
-                return kept["reason"] and f"{kept['reason']} (delete {path} to try again)"
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # no verdict, or no file that holds one: try
-        # a kernel that takes the process with it is refused the next time
-        _keep(path, {"facts": known, "reason": "an earlier check did not come to an end"})
+        kept = _kept(path, known)
+        if kept not in (None, UNFINISHED):
+            return kept and f"{kept} (delete {path} to try again)"
+        # once may be a job's time limit; a kernel that takes a second process with it is refused in the third
+        _keep(path, {"facts": known, "reason": UNFINISHED if kept is None else UNFINISHED_AGAIN})
         try:
             reason = mismatch() or ""
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             if _answers(device):  # no memory or no compiler, perhaps: the next process may have them
-                path.unlink(missing_ok=True)
+                _forget(path)
                 return reason
         except BaseException:  # Ctrl-C says nothing about the kernel
-            path.unlink(missing_ok=True)
+            _forget(path)
             raise
         _keep(path, {"facts": known, "reason": reason})
         return reason
@@ -131,9 +137,17 @@ def facts(kernel: str, subject: str, device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "triton": triton,
         "interpreter": os.environ.get("TRITON_INTERPRET", "0"),
-        "matrix products": torch.get_float32_matmul_precision(),
         "source": source.hexdigest(),
     }
+
+
+def _kept(path: Path, known: dict[str, Any]) -> str | None:
+    """The reason of a verdict on disk; none: there is no verdict, or no file that holds one, of these facts."""
+    try:
+        verdict = json.loads(path.read_text())
+        return str(verdict["reason"]) if verdict["facts"] == known else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _keep(path: Path, verdict: dict[str, Any]) -> None:
@@ -145,6 +159,12 @@ def _keep(path: Path, verdict: dict[str, Any]) -> None:
         os.replace(file.name, path)
     except OSError:
         pass
+
+
+def _forget(path: Path) -> None:
+    """Take a verdict back, where there is one."""
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def difference(names: Iterable[str], found: Iterable[Any], expected: Iterable[Any], precision: str) -> str | None:

@@ -24,16 +24,18 @@ class Launch(NamedTuple):
         columns: units of the state made at once.
         depth: length of the tiles of an inner product.
         warps: of 32 threads.
+        most: numbers in a tile of the heads, several of which must fit the shared memory (Z = 128: that of sm_86).
     """
 
     rows: int
     columns: int
     depth: int
     warps: int
+    most: int
 
 
 # tensor cores want 16 rows; in fp32 every row costs. Chosen by registers and spills, untimed: see bench/resources.py
-FORWARD = {"fp32": Launch(4, 64, 16, 8), "fp16": Launch(16, 64, 64, 8)}
+FORWARD = {"fp32": Launch(4, 64, 16, 8, 4096), "fp16": Launch(16, 64, 64, 8, 4096)}
 
 
 def padded(size: int) -> int:
@@ -51,8 +53,7 @@ def cut(launch: Launch, state: int, latent: int) -> dict[str, Any]:
         "ZP": zp,
         "ROWS": launch.rows,
         "COLUMNS": min(launch.columns, hp),
-        # a wide head has flat tiles, which must fit the shared memory of sm_80
-        "DEPTH": max(16, min(launch.depth, hp, zp, 4096 // zp)),
+        "DEPTH": max(16, min(launch.depth, hp, zp, launch.most // zp)),  # a wide head has flat tiles
         "num_warps": launch.warps,
         # not Triton's default, which changes between versions, and with it the last bits
         "enable_fp_fusion": True,
@@ -88,9 +89,16 @@ def sigmoid(x):
 
 
 @triton.jit
+def between(x, low, high):
+    """Clamped; NaN stays NaN, which the card's plain minimum and maximum would lose."""
+    x = tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
+    return tl.minimum(x, high, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def clamp_log_std(x):
     """The clamp of `gaussian.split`."""
-    return tl.minimum(tl.maximum(x, LOWEST_LOG_STD), HIGHEST_LOG_STD)
+    return between(x, LOWEST_LOG_STD, HIGHEST_LOG_STD)
 
 
 @triton.jit
@@ -105,7 +113,7 @@ def operand(pointers, mask, HALF: tl.constexpr):
     """A tile of a product's left side, in its precision."""
     x = tl.load(pointers, mask=mask, other=0.0)
     if HALF:
-        x = tl.minimum(tl.maximum(x, -LARGEST_HALF), LARGEST_HALF).to(tl.float16)
+        x = between(x, -LARGEST_HALF, LARGEST_HALF).to(tl.float16)
     return x
 
 

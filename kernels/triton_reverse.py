@@ -12,8 +12,8 @@ from .recursion import Recursion, Solve
 from .triton_blocks import Launch, cut, packed, padded
 
 # as in `triton_blocks`: tensor cores want 16 rows
-LAUNCH = {"fp32": Launch(4, 64, 16, 8), "fp16": Launch(16, 64, 32, 8)}
-# fp16's smallest numbers are too large for gradients; tf32 rounds as much and keeps fp32's range
+LAUNCH = {"fp32": Launch(4, 64, 16, 8, 2048), "fp16": Launch(16, 64, 32, 8, 2048)}
+# fp16's smallest numbers are too large for gradients; tf32 keeps as many digits, cut off, and fp32's range
 PRODUCTS = {"fp32": "ieee", "fp16": "tf32"}
 
 # rows of `Recursion.terms`

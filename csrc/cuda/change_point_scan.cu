@@ -403,7 +403,10 @@ int ahlm_cuda_reverse(const AhlmCudaReverse* reverse, void* stream) {
 
 void ahlm_emulation_seed(std::uint64_t seed) { machine().seed = seed; }
 void ahlm_emulation_drop(std::int32_t wait) { machine().dropped = wait; }
-int ahlm_cuda_device_fits() { return 1; }
+int ahlm_cuda_device_fits(std::int32_t* fits) {
+  *fits = 1;
+  return 0;
+}
 int ahlm_cuda_resources(std::int32_t, AhlmCudaResources*) { return kNoKernel; }
 const char* ahlm_cuda_error(int error) {
   return error == -1 ? machine().error.c_str() : "there is no kernel of this size";
@@ -411,12 +414,13 @@ const char* ahlm_cuda_error(int error) {
 
 #else
 
-int ahlm_cuda_device_fits() {
+int ahlm_cuda_device_fits(std::int32_t* fits) {
   int device = 0, major = 0, minor = 0;
-  return cudaGetDevice(&device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess && major == 9 &&
-         minor == 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  *fits = error == cudaSuccess && major == 9 && minor == 0;
+  return static_cast<int>(error);
 }
 
 int ahlm_cuda_resources(std::int32_t kernel, AhlmCudaResources* resources) {

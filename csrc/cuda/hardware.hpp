@@ -70,7 +70,7 @@ AHLM_DEVICE void mailbox_expect(Mailbox* box, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(box)), "r"(bytes)
                : "memory");
 }
-// until the phase of this parity (0, 1, 0, ...) is over; what was sent is then visible
+// by whole warps, until the phase of this parity (0, 1, 0, ...) is over; what was sent is then visible
 AHLM_DEVICE void mailbox_wait(Mailbox* box, int parity) {
   asm volatile(
       "{\n.reg .pred done;\nagain:\n"
@@ -78,6 +78,7 @@ AHLM_DEVICE void mailbox_wait(Mailbox* box, int parity) {
           shared_address(box)),
       "r"(parity)
       : "memory");
+  __syncwarp();  // PTX does not promise that the lanes leave the loop together, as ldmatrix and mma want them
 }
 // 8 or 16 bytes from here to the place and mailbox that have these addresses in block `rank` of the cluster
 template <typename T>

@@ -54,8 +54,8 @@ struct AhlmCudaResources {
 int ahlm_cuda_change_point_scan(const AhlmCudaScan* scan, std::int32_t precision, void* stream);
 int ahlm_cuda_snippet_scan(const AhlmCudaSnippets* scan, std::int32_t precision, void* stream);
 int ahlm_cuda_reverse(const AhlmCudaReverse* reverse, void* stream);
-// Whether the device in use has clusters of sm_90, 1 or 0.
-int ahlm_cuda_device_fits();
+// Whether the kernels are compiled for the device in use, 1 or 0.
+int ahlm_cuda_device_fits(std::int32_t* fits);
 // Kernels, each without and with `evidence: transition`: 0 and 1 forward fp32, 2 and 3 the same for few videos a
 // cluster, 4 and 5 forward fp16, 6 and 7 reverse, 8 and 9 the same for few videos.
 int ahlm_cuda_resources(std::int32_t kernel, AhlmCudaResources* resources);

@@ -206,6 +206,7 @@ int launch(void (*kernel)(Job), const Job& job, int threads, std::size_t shared,
 template <typename Job>
 int launch(void (*kernel)(Job), const Job& job, int threads, std::size_t shared, void* stream) {
   const int bytes = static_cast<int>(shared);
+  cudaGetLastError();  // what an earlier call left behind is not this launch's
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return static_cast<int>(error);
   const unsigned blocks = static_cast<unsigned>(clusters_of(job) * kRanks);

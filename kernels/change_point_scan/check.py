@@ -49,7 +49,13 @@ def seeded_inputs(
 
 
 def mismatch(
-    kernel: Any, rules: ScanRules, latent: int, state: int, precision: str, device: torch.device
+    kernel: Any,
+    rules: ScanRules,
+    latent: int,
+    state: int,
+    precision: str,
+    device: torch.device,
+    forced: bool = False,
 ) -> str | None:
     """How a kernel differs from the float64 reference, forward or backward; none: it does not.
 
@@ -63,6 +69,7 @@ def mismatch(
         state: H.
         precision: of the kernel's products.
         device: where it runs.
+        forced: with change-points that are given to it.
     """
 
     def moved(tensor: OptionalTensor) -> OptionalTensor:
@@ -74,12 +81,13 @@ def mismatch(
         noise = drawn if is_noisy else None
         on_device = (ScanStreams._make(map(moved, streams)), ScanWeights._make(map(moved, weights)))
         arguments = (*on_device, rules, moved(noise), moved(lengths))
-        output = kernel.forward(*arguments, None, precision)
+        thirds = (torch.arange(N_SNIPPETS) % 3 == 2).repeat(len(lengths), 1)
+        output = kernel.forward(*arguments, moved(thirds) if forced else None, precision)
         change_points = output.change_points.cpu()
-        expected = scan_reference(streams, weights, rules, noise, lengths, change_points)
+        expected = scan_reference(streams, weights, rules, noise, lengths, thirds if forced else change_points)
         if not torch.equal(change_points, expected.change_points):
-            return "change-points at the first snippet or past a video's end"
-        if wrong := wrong_decisions(expected, rules, lengths, TOLERANCE[precision]):
+            return "change-points at the first snippet or past a video's end, or not those given"
+        if not forced and (wrong := wrong_decisions(expected, rules, lengths, TOLERANCE[precision])):
             return f"{wrong} change-points contradict eq. 7"
         if wrong_result := difference(output._fields, output, expected, precision):
             return wrong_result

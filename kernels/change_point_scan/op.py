@@ -85,7 +85,7 @@ def _run(
     state_weights = (prior_state, prior_bias, posterior_state)
     weights = ScanWeights(gru_input, gru_state, gru_input_bias, gru_state_bias, *state_weights, initial_state)
     check_lengths(lengths, start.shape[1])
-    kernel = _kernel(backend, precision, rules, start, initial_state)
+    kernel = _kernel(backend, precision, rules, start, initial_state, forced_changes is not None)
     if kernel == "reference":
         return _floats_first(scan_reference(streams, weights, rules, noise, lengths, forced_changes))
     if kernel != "cpu":
@@ -101,15 +101,17 @@ def _run(
     return _floats_first(output)
 
 
-def _kernel(backend: str, precision: str, rules: ScanRules, start: Tensor, initial_state: Tensor) -> str:
-    """The implementation of one call, the same forward and backward."""
+def _kernel(
+    backend: str, precision: str, rules: ScanRules, start: Tensor, initial_state: Tensor, forced: bool = False
+) -> str:
+    """The implementation of one call; backward there are no kernels of forced change-points."""
     latent, state = start.shape[2] // 2, initial_state.shape[0]
     subject = f"{SCAN} {'-'.join(rules[:3])} reset={rules.reset} Z={latent} H={state} {precision}"
 
     def differs(kernel: str) -> str | None:
-        return mismatch(gpu_module(kernel, SCAN), rules, latent, state, precision, start.device)
+        return mismatch(gpu_module(kernel, SCAN), rules, latent, state, precision, start.device, forced)
 
-    return resolve(backend, start, state, subject, differs)
+    return resolve(backend, start, state, subject + forced * " forced", differs)
 
 
 def _fake(*inputs: Any) -> Outputs:

@@ -97,8 +97,8 @@ class ScanOutput(NamedTuple):
         kl_charged: the KL that the loss pays (B, T); column 0 is KL(belief || N(0, I)).
         latent: v (B, T, Z).
         belief_mean, belief_log_std: the Gaussian that v was drawn from (B, T, Z).
-        state: d as it stands at each snippet (B, T, H), d0 right after a change-point; d0 throughout where the
-            rules need no state.
+        state: d as it stands at each snippet (B, T, H), with `reset` d0 right after a change-point; d0
+            throughout where the rules need no state.
     """
 
     change_points: Tensor

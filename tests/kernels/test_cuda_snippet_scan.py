@@ -18,6 +18,8 @@ from ahlm.kernels.snippet_scan.reference_backward import snippet_scan_reference_
 
 LENGTHS = torch.tensor([12, 3, 1, 7, 12, 9, 2, 5, 11, 4])
 
+CARD = torch.device("cuda")
+
 
 def case(n: int = 12, z: int = 12, h: int = 64) -> dict[str, Any]:
     """Random inputs, NaN past the videos' ends."""
@@ -107,7 +109,7 @@ def test_at_the_size_of_the_device(emulated: cuda.Library) -> None:
     check(emulated, case(z=64, h=256))
 
 
-@pytest.mark.skipif(not cuda.available(), reason="no card that the CUDA kernels fit, or they are not installed")
+@pytest.mark.skipif(cuda.obstacle(CARD) is not None, reason=str(cuda.obstacle(CARD)))
 def test_on_the_card() -> None:
     library = cuda.installed()
     assert library is not None

@@ -115,6 +115,11 @@ class WrongWithoutNoise(Kernel):
         return output._replace(latent=output.latent + 1) if arguments[3] is None else output
 
 
+class IgnoresForced(Kernel):
+    def forward(self, *arguments: Any) -> Any:
+        return scan_reference(*arguments[:5], None)
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, on disk and in memory."""
@@ -146,6 +151,21 @@ def test_finds_what_is_wrong(kernel: Kernel, message: str) -> None:
     found = check.mismatch(kernel, ScanRules(), 5, 8, "fp32", CPU)
     assert found is not None
     assert message in found
+
+
+def test_forced_change_points_are_checked_where_they_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check.mismatch(Kernel(), ScanRules(), 5, 8, "fp32", CPU, forced=True) is None
+    assert check.mismatch(IgnoresForced(), ScanRules(), 5, 8, "fp32", CPU) is None
+    found = check.mismatch(IgnoresForced(), ScanRules(), 5, 8, "fp32", CPU, forced=True)
+    assert "not those given" in str(found)
+    subjects: list[str] = []
+    monkeypatch.setattr(op, "resolve", lambda *arguments: subjects.append(arguments[3]) or "reference")
+    weights = [torch.zeros(shape) for shape in ((3, 1), (3, 1), (3,), (3,), (2, 1), (2,))]
+    for forced in (None, torch.zeros(1, 2, dtype=torch.bool)):
+        change_point_scan(
+            ScanStreams(torch.zeros(1, 2, 2)), ScanWeights(*weights, None, torch.zeros(1)), forced_changes=forced
+        )
+    assert subjects[1] == subjects[0] + " forced"
 
 
 def test_finds_what_is_wrong_with_the_snippet_scan() -> None:
@@ -245,7 +265,7 @@ def test_a_corrupted_cache_is_checked_again(content: str, cache: Path, monkeypat
     assert json.loads(file.read_text())["reason"] == ""
 
 
-def test_a_check_that_never_ended_is_a_refusal(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_that_twice_never_ended_is_a_refusal(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hung or crashed process must not hang or crash the next one; Ctrl-C is not held against the kernel."""
 
     def dies() -> str | None:
@@ -265,7 +285,11 @@ def test_a_check_that_never_ended_is_a_refusal(cache: Path, monkeypatch: pytest.
     (file,) = cache.glob("*.json")
     file.write_text(killed[0])
     monkeypatch.setattr(self_check, "_verdicts", {})
-    with pytest.warns(RuntimeWarning, match="an earlier check did not come to an end"):
+    # once may have been a time limit
+    assert self_check.is_trusted("triton", "a scan", CPU, is_killed)
+    file.write_text(killed[1])
+    monkeypatch.setattr(self_check, "_verdicts", {})
+    with pytest.warns(RuntimeWarning, match="two checks did not come to an end"):
         assert not tried(Kernel(), [])
 
 
@@ -276,6 +300,67 @@ def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert tried(Kernel(), calls)
     assert tried(Kernel(), calls)
     assert calls == ["checked"]
+    monkeypatch.setattr(self_check, "_verdicts", {})
+    with pytest.warns(RuntimeWarning, match="RuntimeError: an illegal memory access"):
+        assert not tried(Crashes(), calls)
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setattr(self_check.tempfile, "tempdir", str(tmp_path))
+    assert tried(Kernel(), [])
+    assert list((tmp_path / "ahlm" / "self_check").glob("*.json"))
+
+
+SWITCHES = """
+import sys, torch
+from ahlm.kernels.compiled import full_products
+
+def state():
+    def older():
+        try:
+            return torch.get_float32_matmul_precision()
+        except RuntimeError:
+            return "a mix"
+    backends = torch.backends
+    return [older(), backends.cuda.matmul.fp32_precision, backends.cudnn.fp32_precision,
+            backends.mkldnn.matmul.fp32_precision, backends.fp32_precision]
+
+exec(sys.argv[1])
+before = state()
+with full_products(torch.device("cpu")):
+    assert state() == before
+for error in (None, KeyError):
+    try:
+        with full_products(torch.device("cuda")):
+            assert not torch.backends.cuda.matmul.allow_tf32
+            assert torch.backends.cuda.matmul.fp32_precision in ("ieee", "none")
+            if error:
+                raise error
+    except KeyError:
+        pass
+    assert state() == before, (before, state())
+"""
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [
+        "",
+        "torch.set_float32_matmul_precision('high')",
+        "torch.set_float32_matmul_precision('medium')",
+        "torch.backends.cuda.matmul.allow_tf32 = True",
+        "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+        "torch.backends.fp32_precision = 'tf32'",
+        "torch.backends.cudnn.fp32_precision = 'tf32'",
+    ],
+)
+def test_products_are_whole_whatever_the_switches(switch: str) -> None:
+    subprocess.run([sys.executable, "-c", SWITCHES, switch], check=True)
 
 
 @pytest.mark.parametrize(

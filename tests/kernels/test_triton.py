@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,10 @@ from ahlm.kernels.change_point_scan import ScanStreams, ScanWeights, change_poin
 from ahlm.kernels.compiled import candidates
 
 pytest.importorskip("triton", reason="Triton is not installed")
+from ahlm.kernels import triton_reverse
+from ahlm.kernels.change_point_scan import fused_triton as change_point
+from ahlm.kernels.snippet_scan import fused_triton as snippet
+
 HERE = Path(__file__).parent
 # bytes of stack a thread; measured: 40 at most
 SPILL_BOUND = 64
@@ -58,9 +63,34 @@ def resources() -> Any:
 
 def test_compiles_ahead_of_time() -> None:
     found = resources()
-    row = found.resources(found.compiled("snippet_scan", "reverse", "-", "fp32", 80), 80)
+    kernel = found.compiled("snippet_scan", "reverse", "-", "fp32", 80)
+    row = found.resources(kernel, 80)
     assert row["registers"] > 0
     assert row["stack"] <= SPILL_BOUND, row
+    assert_barriers(kernel, triton_reverse)
+
+
+def assert_barriers(kernel: Any, module: Any) -> None:
+    """Every `debug_barrier` of a source file is a barrier of the machine: warps read what others have written."""
+    source = Path(module.__file__)
+    wanted = {i for i, line in enumerate(source.read_text().splitlines(), 1) if "tl.debug_barrier()" in line}
+    ptx = kernel.asm["ptx"]
+    files = {number: Path(path).name for number, path in re.findall(r'\.file\s+(\d+)\s.*?"([^"]*)"\s*$', ptx, re.M)}
+    at, found = None, set()
+    for line in ptx.splitlines():
+        if place := re.match(r"\s*\.loc\s+(\d+)\s+(\d+)", line):
+            at = (files[place[1]], int(place[2]))
+        elif "bar.sync" in line:
+            found.add(at)
+    assert wanted
+    assert {(source.name, line) for line in wanted} <= found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_barriers_of_the_forward_kernels(precision: str) -> None:
+    for scan, reading, module in (("change_point_scan", "literal", change_point), ("snippet_scan", "-", snippet)):
+        assert_barriers(resources().compiled(scan, "forward", reading, precision, 90), module)
 
 
 @pytest.mark.slow
@@ -98,7 +128,6 @@ def test_cuda_before_triton_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatc
 
     on_gpu: Any = OnGpu()
     monkeypatch.setenv("AHLM_BACKEND", "cuda")
-    monkeypatch.setattr(cuda, "installed", lambda: object())
-    for fits, expected in ((True, ("cuda", "triton")), (False, ("triton",))):
-        monkeypatch.setattr(cuda, "available", lambda device, fits=fits: fits)
+    for obstacle, expected in ((None, ("cuda", "triton")), ("needs another card", ("triton",))):
+        monkeypatch.setattr(cuda, "obstacle", lambda device, obstacle=obstacle: obstacle)
         assert candidates(on_gpu) == expected

@@ -178,6 +178,37 @@ def half_precision_flips(rules: ScanRules, size: tuple[int, ...]) -> tuple[int, 
     return int((found != expected).sum()), size[0] * (size[1] - 1)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_nan_comes_through(precision: str) -> None:
+    """A diverged training must not look sound: what is NaN in the reference is NaN here."""
+    given = inputs(LITERAL, 3, 4, 4, 6, noise=True, forced=True)
+    given["lengths"] = torch.full_like(given["lengths"], 4)
+    for tensor in (*given["streams"], given["noise"]):
+        tensor.nan_to_num_(0.5)
+    given["streams"][0][1, 1, 5] = torch.nan  # a log deviation
+    given["forced_changes"][1, 1] = True
+    output, gradients = run(LITERAL, given, torch.float32, DEVICE, backend="triton", precision=precision)
+    expected, by_reference = run(LITERAL, given, torch.float64, "cpu")
+    assert expected[4][1].isnan().any()
+    for found, other in zip((*output, *gradients), (*expected, *by_reference), strict=True):
+        if other is not None:
+            assert torch.equal(found.isnan(), other.isnan())
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter has one thread")
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("name", ["filtered", "literal"])
+def test_same_bits_every_time(name: str, precision: str) -> None:
+    """A warp that reads what another has not written yet shows in one of twenty long runs, if anywhere."""
+    given = inputs(READINGS[name], 37, 200, 64, 256, noise=True, forced=False)
+    options = {"backend": "triton", "precision": precision}
+    first, *others = (run(READINGS[name], given, torch.float32, DEVICE, **options) for _ in range(20))
+    for other in others:
+        for one, two in zip((*first[0], *first[1]), (*other[0], *other[1]), strict=True):
+            assert (one is None) == (two is None)
+            assert one is None or torch.equal(one, two)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["filtered", "literal"])
 def test_half_precision_flips_few_change_points(name: str) -> None:
