@@ -17,7 +17,8 @@ from ahlm.evaluation.predictions import (
     select_subset,
     truth_instances,
 )
-from ahlm.evaluation.protocols import PROTOCOLS
+
+TIOUS = np.linspace(0.5, 0.95, 10)  # the script's, which are not the exact decimals of `PROTOCOLS`
 
 
 class ANETdetection:
@@ -45,7 +46,7 @@ class ANETdetection:
         prediction_filename: str | Path | None = None,
         ground_truth_fields: Sequence[str] = GROUND_TRUTH_FIELDS,
         prediction_fields: Sequence[str] = PREDICTION_FIELDS,
-        tiou_thresholds: ArrayLike = PROTOCOLS["activitynet-1.3"].tious,
+        tiou_thresholds: ArrayLike = TIOUS,
         subset: str = "validation",
         verbose: bool = False,
         check_status: bool = True,

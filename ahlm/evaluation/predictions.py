@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 from pathlib import Path
@@ -11,16 +10,12 @@ from typing import Any
 import numpy as np
 
 from ahlm.errors import DataError
+from ahlm.evaluation import typed_json
 from ahlm.evaluation.average_precision import Instances
 from ahlm.evaluation.protocols import same_subset
 from ahlm.files import read_json, write_json
 
 Source = str | Path | dict[str, Any]
-
-try:
-    typed_json: Any = importlib.import_module("ahlm.evaluation.typed_json")
-except ImportError:  # no msgspec: the json module reads the same files, slower and with more memory
-    typed_json = None
 
 
 def write_predictions(path: str | Path, predictions: dict[str, Any]) -> None:
@@ -33,7 +28,8 @@ def read_results(source: Source) -> tuple[str, dict[str, Any], dict[str, Any] | 
 
     The detections of a video may be undecoded; `predicted_instances` takes them as they are.
     """
-    typed = None if typed_json is None or isinstance(source, dict) else typed_json.read_file(source)
+    results: Any
+    typed = None if isinstance(source, dict) else typed_json.read_file(source)
     if typed is not None:
         name, (results, extra) = str(source), typed
     else:
@@ -118,7 +114,7 @@ def predicted_instances(
     for video, items in results.items():
         v = video_index.get(video)
         columns = None
-        if typed_json is not None and isinstance(items, typed_json.Raw):
+        if isinstance(items, typed_json.Raw):
             columns = typed_json.columns(items, class_index) if v is not None else None
             if columns is None:
                 try:
@@ -134,8 +130,8 @@ def predicted_instances(
             rows = [_detection(name, f"results.{video}[{i}]", item) for i, item in enumerate(items)]
             labels, start, end, score = list(zip(*rows, strict=True)) if rows else ((), (), (), ())
             index = np.array([class_index.get(label, -1) for label in labels], np.int64)
-            columns = (index, *(np.array(column, np.float64) for column in (start, end, score)))
-        part = Instances(np.full(len(columns[0]), v, np.int64), *columns)
+            columns = typed_json.Columns(index, *(np.array(column, np.float64) for column in (start, end, score)))
+        part = Instances(np.full(len(columns.score), v, np.int64), *columns)
         unknown = part.class_index < 0
         if unknown.any():
             counts["unknown_labels"] += int(unknown.sum())

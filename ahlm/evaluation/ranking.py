@@ -35,7 +35,7 @@ def average_recall(
 
     Args:
         truth: ground truth, at least one instance.
-        proposals: scored; equal scores in input order. Those in videos without ground truth count for the average.
+        proposals: scored; equal scores in input order. Those in videos without ground truth count for nothing.
         n_videos: number of videos.
         tious: thresholds [K], over which recall is averaged.
         average_numbers: values of AN [N].
@@ -63,11 +63,12 @@ def average_recall(
         )  # fmt: skip
     else:
         ranks = first_ranks_numpy(truth, proposals, levels)
+    videos = np.unique(truth.video)
     counts = np.bincount(proposals.video, minlength=n_videos)
     recall = []
     for number in average_numbers:
         # the division last: a share that comes to whole proposals must not lose one to rounding
-        share = counts * (number * len(np.unique(truth.video))) / max(1, proposals.size)
+        share = counts * (number * len(videos)) / max(1, counts[videos].sum())
         limit = np.minimum(share.astype(np.int64), counts)
         recall.append(((ranks >= 0) & (ranks < limit[truth.video])).mean())
     return np.array(recall)

@@ -273,8 +273,11 @@ def _rules(protocol: str | Protocol, tious: Sequence[float] | None) -> Protocol:
 def _classification(
     truth: Instances, found: Instances, n_videos: int, n_classes: int, backend: str
 ) -> dict[str, float]:
-    """A class without a detection stands behind those with one, and behind other such classes if it is there."""
-    labels = np.zeros((n_videos, n_classes), bool)
+    """A class without a detection stands behind those with one, and behind other such classes if it is there.
+
+    Three classes that nothing has keep one without a detection out of the best three, however few classes there are.
+    """
+    labels = np.zeros((n_videos, n_classes + 3), bool)
     labels[truth.video, truth.class_index] = True
     scores = found.score.min(initial=0.0) - np.where(labels, 2.0, 1.0)
     np.maximum.at(scores, (found.video, found.class_index), found.score)

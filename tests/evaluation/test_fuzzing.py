@@ -72,7 +72,7 @@ def both_readers(truth: Path, found: Path) -> Any:
     typed = outcome(truth, found)
     digits = sys.get_int_max_str_digits()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(predictions, "typed_json", None)
+        patch.setattr(predictions.typed_json, "read_file", lambda path: None)
         general = outcome(truth, found)
         if general == "error" != typed:
             found.write_text(found.read_bytes().decode(errors="replace"), encoding="utf-8")
