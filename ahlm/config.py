@@ -48,7 +48,8 @@ class DetectorConfig:
         level1: `gru`: latent with its own GRU state (the paper's); `simple`: 32-d latent without recurrence.
         snippet_latent_size: dimensions of the level-1 latent v1 (`simple` uses 32).
         static_belief: `held`: p_static is the stored belief; `prior`: the head P, eq. 4 as written.
-        change_prior: p_change is `state`: P(d'); `constant`: one learned Gaussian; `full`: eq. 5 as written.
+        change_prior: p_change is `state`: P(d'); `constant`: one learned Gaussian, the bias of head P; `full`: eq. 5 as
+            written.
         evidence: `start`: Q with the initial state; `transition`: eq. 6 as written.
         posterior_width: the deviation of Q is learned `per_snippet`, or one vector is `shared` by all snippets.
         belief_weight: rho, the weight of the belief's precision in the filter of eq. 6.
@@ -71,7 +72,7 @@ class DetectorConfig:
         slow_size: directions that `slow` keeps.
         sigma: deviation of the decoder's Gaussian, in units of standardised features.
         kl_weight: weight of the KL terms of eq. 2.
-        kl_warmup: steps over which that weight rises from 0.
+        kl_warmup: steps over which that weight rises to its value.
         free_nats: KL below this many nats a snippet costs nothing.
         crop: snippets of a training crop.
         shared_embedding: DFC reads EFC's embedding instead of the features.
@@ -213,7 +214,7 @@ class LocalizationConfig:
         nms_tiou: hard NMS drops a detection that overlaps a better one of its class by more than this.
         soft_sigma: width of the Gaussian of soft-NMS.
         min_score: soft-NMS drops detections below this.
-        nms_plus_one: overlap with ACM-Net's one extra second a segment; for the peers' presets only.
+        nms_plus_one: overlap as ACM-Net computes it, with one second more a segment.
     """
 
     proposals: Literal["change_points", "both", "thresholds"] = "change_points"

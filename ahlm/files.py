@@ -15,16 +15,17 @@ from ahlm.errors import DataError
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` on success, remove it on failure."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Yield a temporary path beside `path`; rename it to `path` on success, remove it on failure.
+
+    Raises:
+        OSError: names `path`, where what went wrong has no name or the temporary one.
+    """
+    path, temporary = Path(path), None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise type(error)(error.errno, error.strerror, str(path)) from None
-    os.close(handle)
-    temporary = Path(name)
-    try:
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         # mkstemp makes files private; a result should have the permissions of any other file of the user's
         mask = os.umask(0)
@@ -33,8 +34,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
         with temporary.open("rb") as file:  # on the disk before its name is, or a power cut leaves an empty file
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        named = error.filename is not None and not Path(error.filename).name.startswith(f".{path.name}.")
+        if named or error.errno is None:
+            raise
+        raise type(error)(error.errno, error.strerror, str(path)) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

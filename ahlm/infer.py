@@ -50,7 +50,7 @@ class VideoAnalysis(NamedTuple):
         video_scores: softmax video scores of the foreground branch [C].
         cas: foreground class probabilities [n, C].
         attention: foreground, context, background [n, 3].
-        embedding: EFC's snippet embedding [n, width].
+        embedding: EFC's snippet embedding [n, width]; [n, 0] unless the run's LCS step compares it.
         change_points: detected edges, sorted, in 1 .. n-1; edge e lies between snippets e - 1 and e.
         boundaries_s: seconds of the boundaries that they mark, which may lie off the edges.
         kl_static: D_static of eq. 7 in nats [n], 0 at the first snippet.
@@ -192,7 +192,7 @@ class Predictor:
 
     def _classify(self, videos: Sequence[NDArray[np.float32]]) -> list[list[NDArray[Any]]]:
         """Video scores, CAS, attention and embedding of every video: the means over EFC's passes."""
-        config = self.config.classifier
+        config, compares_embedding = self.config.classifier, self.config.refinement.similarity == "embedding"
         passes = config.passes if max(map(len, videos)) > config.n_snippets else 1
         scores: Any = 0.0
         sequences: list[Any] = [0.0] * len(videos)
@@ -201,7 +201,8 @@ class Predictor:
             sampled = collate([video[index] for video, index in zip(videos, indices, strict=True)])
             output = self.model.classify(*(tensor.to(self.device) for tensor in sampled))
             cas = output.foreground_cas()
-            values = torch.cat([cas, output.attention, output.embedding], dim=-1).cpu().numpy()
+            embedding = output.embedding if compares_embedding else output.embedding[..., :0]
+            values = torch.cat([cas, output.attention, embedding], dim=-1).cpu().numpy()
             scores = scores + output.video_scores().cpu().numpy() / np.float32(passes)
             for i, (video, index) in enumerate(zip(videos, indices, strict=True)):
                 sequences[i] += at_every_snippet(values[i, : len(index)], index, len(video)) / np.float32(passes)
@@ -345,6 +346,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, metavar="JSON", help="where the predictions go")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     parser.add_argument("--proposals", choices=("change_points", "both", "thresholds"), help="default: the run's")
+    parser.add_argument("--min-score", type=float, metavar="S", help="leave out detections that score less")
     parser.add_argument("--oracle", action="store_true", help="true boundaries as change-points (evaluation only)")
     text = "videos without features (default: error)"
     parser.add_argument("--missing", "--data.missing", choices=("error", "skip"), help=text)
@@ -420,6 +422,9 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"note: {note}")
     predictor.follow(dataset, arguments.root)
     predictions = predict(predictor, dataset, config=config, oracle=arguments.oracle)
+    if arguments.min_score is not None:
+        for video, found in predictions["results"].items():
+            predictions["results"][video] = [entry for entry in found if entry["score"] >= arguments.min_score]
     write_predictions(arguments.output, predictions)
     n_detections = sum(map(len, predictions["results"].values()))
     print(f"{len(dataset)} videos, {n_detections} detections ({config.localization.proposals}) -> {arguments.output}")

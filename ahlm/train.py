@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import shlex
 import signal
@@ -27,7 +28,7 @@ from tqdm import tqdm
 
 from ahlm.arguments import config_mapping, config_parser, parse
 from ahlm.checkpoint import Checkpoint, load_state, load_weights, save_state, save_weights
-from ahlm.config import Config, OptimConfig
+from ahlm.config import Config, DataConfig, OptimConfig
 from ahlm.data.dataset import FeatureDataset
 from ahlm.data.sampling import collate, crop_start, sample_snippets_train
 from ahlm.data.slow_features import Read, as_they_are, slow_projection
@@ -102,13 +103,11 @@ def new_model(dataset: FeatureDataset, config: Config) -> AHLM:
     torch.manual_seed(config.seed)
     model = AHLM(dataset.feature_dim, len(dataset.classes), config.detector, config.classifier, config.squash)
 
-    def squashed(video: NDArray[np.float32]) -> NDArray[np.float32]:
+    def read(video: NDArray[np.float32]) -> NDArray[np.float32]:
         return model.read(torch.tensor(video)).numpy()
 
-    read: Read = as_they_are
     if config.squash:
         model.set_squash(*feature_statistics(dataset))
-        read = squashed
     if config.detector.standardise == "slow":
         mean, projection = slow_projection(dataset, config.detector.slow_size, read)
         model.detector.set_projection(torch.from_numpy(mean).float(), torch.from_numpy(projection).float())
@@ -227,16 +226,19 @@ class Trainer:
         for part in self.parts:
             part.optimizer.zero_grad(set_to_none=True)
         loss = torch.stack(terms).sum()
-        if not torch.isfinite(loss):
-            values = ", ".join(f"{name} {value.item():.3g}" for name, value in record.items())
-            raise FloatingPointError(f"the loss at step {step} is {loss.item()} ({values}); lower the learning rate")
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        # read at once: each value alone would keep the CPU waiting for a GPU
+        total, *values = torch.stack([loss, *record.values()]).tolist()
+        found = dict(zip(record, values, strict=True))
+        if not math.isfinite(total):
+            parts = ", ".join(f"{name} {value:.3g}" for name, value in found.items())
+            raise FloatingPointError(f"the loss at step {step} is {total} ({parts}); lower the learning rate")
         for part, is_active in zip(self.parts, self.active(step), strict=True):
             if is_active:
                 part.update(step, self.scaler)
         self.scaler.update()
         self.step += 1
-        return {name: value.item() for name, value in record.items()}
+        return found
 
     def segments(self) -> Tensor:
         """The segment between change-points that every snippet of every video lies in (V, longest).
@@ -446,7 +448,7 @@ def test(predictor: Predictor, dataset: FeatureDataset, folder: RunFolder) -> No
         }
     write_json(folder.evaluation, summary)
     metrics = read_metrics(folder.metrics)
-    write_report(folder.report, predictor, dataset, analyses, (predictions, result), metrics, summary.get("best"))
+    write_report(folder.report, predictor, dataset, analyses, result, metrics, summary.get("best"))
     print(result)
     print(f"results of the last checkpoint in {folder.path}; look at {folder.report}")
 
@@ -477,18 +479,18 @@ def earlier_config(
     return config
 
 
-def open_splits(config: Config) -> tuple[FeatureDataset, FeatureDataset | None, FeatureDataset | None]:
+def open_splits(data: DataConfig) -> tuple[FeatureDataset, FeatureDataset | None, FeatureDataset | None]:
     """Training, validation and test split, every value of them read once, so that bad data stop a run before it starts.
 
     There is no validation split unless the settings ask for one, and no test split where the data have none with
     segments to score.
     """
-    training, validation = open_split(config.data, "train"), None
-    testing = open_testing(config.data, training.classes, training.feature_dim)
-    if config.data.validation:
-        training, validation = training.split_validation(config.data.validation)
+    training, validation = open_split(data, "train"), None
+    testing = open_testing(data, training.classes, training.feature_dim)
+    if data.validation:
+        training, validation = training.split_validation(data.validation)
         if not any(video.segments for video in validation.videos):
-            raise DataError(str(config.data.root), "validation", "videos with segments to score", "tags alone")
+            raise DataError(str(data.root), "validation", "videos with segments to score", "tags alone")
     for dataset in filter(None, (training, validation)):
         read_all(dataset)
     return training, validation, testing
@@ -500,12 +502,12 @@ def run(config: Config, options: Any, argv: Sequence[str], earlier: tuple[RunFol
     if options.tensorboard and find_spec("tensorboardX") is None:
         raise ModuleNotFoundError("--tensorboard needs tensorboardX: pip install 'ahlm[tb]'")
     be_deterministic(config)
-    data = config
+    data = config.data
     if earlier is not None:
         folder, trained = earlier
-        data = dataclasses.replace(config, data=timed(config.data, trained.spec))
+        data = timed(config.data, trained.spec)
         if options.eval_only:
-            return evaluate_again(data, trained, folder, device)
+            return evaluate_again(dataclasses.replace(config, data=data), trained, folder, device)
     training, validation, testing = open_splits(data)
     print(describe({"train": training, "validation": validation, "test": testing}, device, config))
     if earlier is not None:
@@ -540,6 +542,10 @@ def run(config: Config, options: Any, argv: Sequence[str], earlier: tuple[RunFol
     except Interrupted:
         print(f"stopped at step {trainer.step}; go on with: python -m ahlm.train --resume {here}", file=sys.stderr)
         return 130
+    except OSError as error:
+        if not folder.state.exists():
+            raise
+        raise OSError(f"{error}; once that is mended, go on with: python -m ahlm.train --resume {here}") from error
     predictor = Predictor(load_weights(folder.weights), device)
     if validation is not None:
         step = load_weights(folder.best).step

@@ -54,6 +54,19 @@ def test_localize_from_python(run: Path, video: np.ndarray) -> None:
     assert predictor.localize(video.astype(np.float64)) == detections
 
 
+def test_the_embedding_is_kept_where_the_lcs_step_compares_it(run: Path, video: np.ndarray) -> None:
+    predictor = ahlm.load(run)
+    (plain,) = predictor.analyse([video])
+    assert plain.embedding.shape == (len(video), 0)
+    predictor.config = replaced(predictor.config, {"refinement.similarity": "embedding"})
+    (analysis,) = predictor.analyse([video])
+    assert analysis.embedding.shape == (len(video), 128)
+    np.testing.assert_array_equal(analysis.attention, plain.attention)
+    assert len(predictor.localize_analysis(video, analysis, None, predictor.config).score)
+    with pytest.raises(ValueError, match=r"similarity_features must be .* got \[\d+, 0\]"):
+        predictor.localize_analysis(video, plain, None, predictor.config)
+
+
 def test_names_within_a_data_set_follow_it_where_they_are(tmp_path: Path) -> None:
     trained = DataConfig(root="elsewhere", features="i3d", annotations="a.json")
     assert moved(trained, str(tmp_path)) == DataConfig(root=str(tmp_path))
@@ -176,6 +189,13 @@ def test_command_writes_activitynet_json(run: Path, tmp_path: Path, capsys: pyte
         main(command)
     assert existing.value.code == 2
     assert "--overwrite" in capsys.readouterr().err
+    lowest = str(tmp_path / "lowest.json")
+    scores = sorted(d["score"] for found in predictions["results"].values() for d in found)
+    middle = scores[len(scores) // 2]
+    assert main([*command[:-1], lowest, "--min-score", str(middle)]) == 0
+    assert json.loads(Path(lowest).read_text())["results"] == {
+        name: [d for d in found if d["score"] >= middle] for name, found in predictions["results"].items()
+    }
     # separate files give the same detections, named by their stems
     files = sorted(str(path) for path in (tmp_path / "data" / "test").glob("*.npy"))[:3]
     assert main(["--checkpoint", str(run), *files, "--output", str(tmp_path / "files.json")]) == 0

@@ -101,8 +101,8 @@ def localize(
         if similarity_features is None:
             raise ValueError("similarity_features must be [n, F] for the LCS step (or refinement.enabled false)")
         features = np.asarray(similarity_features)
-        if features.ndim != 2 or len(features) != n:
-            raise ValueError(f"similarity_features must be [{n}, F], got {list(features.shape)}")
+        if features.ndim != 2 or len(features) != n or not features.shape[1]:
+            raise ValueError(f"similarity_features must be [{n}, F >= 1], got {list(features.shape)}")
         points = refine_change_points(features, points, refinement)
 
     margin = config.oic_margin

@@ -45,7 +45,9 @@ def topk_mean(scores: Tensor, lengths: Tensor, divisor: int) -> Tensor:
     """Mean over time of the `max(1, length // divisor)` largest scores of each class (B, T, K) -> (B, K)."""
     k = (lengths // divisor).clamp(min=1)
     real = snippet_mask(lengths, scores.shape[1])[..., None]
-    largest = scores.masked_fill(~real, -torch.inf).topk(int(k.max()), dim=1).values
+    # as many as the longest video may ask for: to read k would keep the CPU waiting for a GPU
+    most = max(1, scores.shape[1] // divisor)
+    largest = scores.masked_fill(~real, -torch.inf).topk(most, dim=1).values
     chosen = torch.arange(largest.shape[1], device=scores.device)[:, None] < k[:, None, None]
     return torch.where(chosen, largest, 0.0).sum(1) / k[:, None]
 

@@ -110,7 +110,7 @@ def segment_loss(
 
         L_seg = mean_t  -y_t (log p_t(c) + log a_t) - (1 - y_t) log(1 - a_t)
 
-    where p is the softmax of the CAS and a the foreground attention. So the most active segment of a class is all
+    where p is the softmax of the CAS and a the foreground attention. So the segment of the highest such mean is all
     foreground, and so is a video without change-points.
 
     Args:
@@ -158,7 +158,9 @@ def feature_norm_loss(
     norms = []
     for branch, divisor in enumerate(divisors):
         k = (lengths // divisor).clamp(min=1)
-        rank = output.attention[..., branch].masked_fill(~real, -1.0).argsort(dim=1, descending=True).argsort(dim=1)
+        attention = output.attention[..., branch].masked_fill(~real, -1.0)
+        # stable: saturated attention ties, and padding must not decide which snippets are chosen
+        rank = attention.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         chosen = (rank < k[:, None])[..., None]
         norms.append(((output.embedding * chosen).sum(1) / k[:, None]).norm(dim=-1))
     foreground, context, background = norms

@@ -17,8 +17,8 @@ def lcs_length(similarity: NDArray[Any], threshold: float) -> int:
     """Length of the longest common subsequence; snippets match where their similarity exceeds `threshold`.
 
     Time n m / 62 word operations plus one comparison a cell; beside the matrix, max(n, m) / 62 words of memory.
-    The first call of a process loads Numba and the compiled loop (about 0.5 s); the first on a machine compiles it
-    (about 0.7 s more) and caches it on disk.
+    The first call of a process loads Numba and the compiled loop (about 0.4 s); the first on a machine compiles it
+    (about 0.3 s more) and caches it on disk.
 
     Args:
         similarity: [n, m], of every snippet of one sequence with every snippet of the other; NaN never matches.

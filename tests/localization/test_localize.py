@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -68,6 +66,13 @@ def test_relative_thresholds_are_shares_of_the_maximum() -> None:
     scaled = CAS * np.array([10.0, 0.1])
     assert segments(run(replace(ONE, relative_thresholds=True), cas=scaled)) == segments(run())
     assert len(run(replace(ONE, relative_thresholds=True), cas=CAS - 2).score) == 0
+
+
+@pytest.mark.parametrize("proposals", ["thresholds", "change_points"])
+def test_a_segment_that_several_thresholds_find_is_one_proposal(proposals: str) -> None:
+    """Soft suppression keeps copies, at lower scores."""
+    config = replace(ONE, proposals=proposals, suppression="soft", cas_thresholds=(0.5, 0.501))
+    assert segments(run(config)) == segments(run(replace(config, cas_thresholds=(0.5,))))
 
 
 def test_foreground_change_points_bound_a_run() -> None:
@@ -239,7 +244,7 @@ def test_one_snippet() -> None:
         ({"refinement": RefinementConfig()}, r"similarity_features must be \[n, F\] for the LCS step"),
         (
             {"refinement": RefinementConfig(), "similarity_features": np.ones((7, 2))},
-            r"similarity_features must be \[8, F\], got \[7, 2\]",
+            r"similarity_features must be \[8, F >= 1\], got \[7, 2\]",
         ),
         (
             {"config": replace(ONE, proposals="all")},
@@ -262,9 +267,3 @@ def test_one_snippet() -> None:
 def test_rejects(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run(**changes)
-
-
-def test_import_loads_neither_numba_nor_torch() -> None:
-    code = "import sys, ahlm.localization; print([name for name in ('numba', 'torch') if name in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    assert found.strip() == "[]"
