@@ -8,7 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ahlm.config import DataConfig
+from ahlm.data.hapt import convert_hapt
+from ahlm.data.synthetic import write_demo
+from ahlm.data.write import ANNOTATIONS, LAYOUTS
+from ahlm.data.wtalc import convert_wtalc
 from ahlm.errors import exit_code
+from ahlm.timeline import FeatureSpec
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -30,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
         wtalc.add_argument(f"--{name}", type=float, default=getattr(default, name), help=text)
     demo = verbs.add_parser("demo", help="the generated demo, as an example of a layout")
     demo.add_argument("out", metavar="OUT", help="folder to write")
-    demo.add_argument("--layout", default="acmnet", metavar="NAME", help="acmnet, basnet, actionformer, video_features")
+    demo.add_argument("--layout", default="acmnet", choices=LAYOUTS, help="default: acmnet")
     hapt = verbs.add_parser(
         "hapt", help="UCI's recordings of activities and postural transitions (HAPT), from their zip"
     )
@@ -53,8 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if (out / "labels.csv").exists():
         parser.error(f"{out} holds a labels.csv, a data set of its own; choose another folder")
     if not arguments.overwrite:
-        from ahlm.data.write import ANNOTATIONS
-
         done = [out / name for name in ANNOTATIONS if (out / name).exists()]
         if done:
             parser.error(f"{done[0]} exists; --overwrite replaces the data set")
@@ -69,18 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _convert(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> list[str]:
-    # NumPy loads only after the command line was found good
     if arguments.verb == "demo":
-        from ahlm.data.synthetic import write_demo
-        from ahlm.data.write import LAYOUTS
-
-        if arguments.layout not in LAYOUTS:
-            parser.error(f"--layout: expected one of {', '.join(LAYOUTS)}, got {arguments.layout}")
         write_demo(arguments.out, arguments.layout)
         return [f"the demo in layout {arguments.layout} -> {arguments.out}"]
     if arguments.verb == "hapt":
-        from ahlm.data.hapt import convert_hapt
-
         first, last = arguments.test_users
         if not 20 < first <= last:
             parser.error(
@@ -91,9 +86,6 @@ def _convert(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
         return convert_hapt(
             arguments.source, arguments.out, test_users=(first, last), seed=arguments.seed, progress=True
         )
-    from ahlm.data.wtalc import convert_wtalc
-    from ahlm.timeline import FeatureSpec
-
     try:
         spec = FeatureSpec(arguments.fps, arguments.stride, arguments.window)
     except ValueError as error:

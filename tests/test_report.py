@@ -16,7 +16,8 @@ from ahlm.__main__ import main
 from ahlm.arguments import load_recipe
 from ahlm.checkpoint import save_weights
 from ahlm.data.synthetic import demo_dataset
-from ahlm.infer import Predictor, load, score
+from ahlm.evaluation import evaluate
+from ahlm.infer import Predictor, load, predict, score
 from ahlm.report.histogram_svg import histogram_svg
 from ahlm.report.html import MAX_BYTES, MAX_DETECTIONS, MAX_VIDEOS, curve, write_report
 from ahlm.report.timeline_svg import Bar, Timeline, path_data, thinned, timeline_svg
@@ -154,10 +155,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i, video in enumerate(testing.videos)
     )
     analyses = predictor.analyse_dataset(testing, progress=False)
-    predictions, result = score(predictor, testing, analyses)
+    result = score(predictor, testing, analyses)[1]
     metrics = [{"step": s, "loss_efc": 1 / s, "firing_rate": 0.1} for s in range(10, 1000, 10)]
     metrics += [{"step": 999, "validation_f1": 0.5, "validation_precision": 0.4, "validation_recall": 0.7}]
-    write_report(folder / "report.html", predictor, testing, analyses, (predictions, result), metrics)
+    write_report(folder / "report.html", predictor, testing, analyses, result, metrics)
     return folder
 
 
@@ -200,10 +201,11 @@ def test_page_names_the_checkpoints_and_takes_a_video_with_nothing_in_it(run: Pa
         testing.videos[2],
     )
     analyses = predictor.analyse_dataset(testing, progress=False)
-    predictions, result = score(predictor, testing, analyses)
+    predictions = predict(predictor, testing, analyses)
     predictions["results"]["test_001"] = []
+    result = evaluate(testing.ground_truth("test"), predictions, subset="test")
     best = {"step": 77, "average": {"0.1:0.7": 0.375}}
-    write_report(tmp_path / "report.html", predictor, testing, analyses, (predictions, result), best=best)
+    write_report(tmp_path / "report.html", predictor, testing, analyses, result, best=best)
     page = (tmp_path / "report.html").read_text()
     assert "last checkpoint, step 150" in page
     assert "(step 77) reaches 37.5" in page

@@ -83,7 +83,8 @@ def all_rows(config: Config) -> list[Row]:
     """
     if config.localization.proposals == "thresholds":
         raise ValueError("localization.proposals must be change_points or both for an ablation, got thresholds")
-    rows = [*_recipe(config), *_table3(config), *_table4(), *_reading(config), *_steps(), *_controls(), *_detectors()]
+    rows = [*_recipe(config), *_table3(config), *_table4(), *_reading(config), *_steps(config)]
+    rows += [*_controls(), *_detectors()]
 
     def has_a_place(row: Row) -> bool:
         try:
@@ -161,13 +162,16 @@ def _reading(config: Config) -> list[Row]:
     return [Row("reading", name, settings=settings) for name, settings in choices.items()]
 
 
-def _steps() -> list[Row]:
+def _steps(config: Config) -> list[Row]:
     """The other parts of the method, switched one at a time."""
+    detector = config.detector
+    # else nothing reads the state that a reset starts afresh
+    has_state = (detector.static_belief, detector.change_prior, detector.evidence) != ("held", "constant", "start")
     choices: dict[str, dict[str, Any]] = {
         "one direction": {"detector.both_directions": False},
         "both directions": {"detector.both_directions": True},
         "beta constant": {"detector.alpha": 0.0, "detector.alpha_down": None},
-        "no reset": {"detector.reset": False},
+        **({"no reset": {"detector.reset": False}} if has_state else {}),
         "no LCS step": {"refinement.enabled": False},
         "LCS step": {"refinement.enabled": True},
         **{f"features: {v}": {"detector.standardise": v} for v in ("per_dimension", "global", "slow")},

@@ -73,9 +73,9 @@ class FeatureDataset:
         videos: in the order of the split list.
         classes: names, sorted; the order of the model's outputs.
         spec: fps, stride and window of the features.
-        spec_source: where `spec` comes from: `features.json`, `timestamps`, `settings` or `demo`.
+        spec_source: where `spec` comes from: the path of a features.json, or `timestamps`, `settings` or `demo`.
         feature_dim: F.
-        layout: name of the layout on disk; `memory` when there is none.
+        layout: name of the layout on disk, or `files`, `memory` or `generated demo`.
         missing: listed videos without features, left out.
         notes: what was found and mended on opening, a line each.
     """

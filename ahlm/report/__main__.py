@@ -36,10 +36,10 @@ def run(arguments: argparse.Namespace) -> int:
     dataset = open_training(data, predictor.classes) if testing is None else testing
     predictor.follow(dataset, data.root)
     analyses = predictor.analyse_dataset(dataset)
-    scored = None if testing is None else score(predictor, dataset, analyses)
+    result = None if testing is None else score(predictor, dataset, analyses)[1]
     metrics = read_metrics(folder.metrics)
     best = read_json(folder.evaluation).get("best") if folder.evaluation.exists() else None
-    write_report(folder.report, predictor, dataset, analyses, scored, metrics, best)
+    write_report(folder.report, predictor, dataset, analyses, result, metrics, best)
     print(folder.report)
     return 0
 

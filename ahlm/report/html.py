@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +13,9 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from ahlm.data.dataset import FeatureDataset
-from ahlm.evaluation import PROTOCOLS, Result
+from ahlm.evaluation import Result
 from ahlm.evaluation.boundaries import split_at_boundaries, true_boundaries
 from ahlm.evaluation.diagnosis import KINDS, Diagnosis, diagnose
-from ahlm.evaluation.predictions import predicted_instances, truth_instances
 from ahlm.files import write_text
 from ahlm.infer import Detection, Predictor, VideoAnalysis
 from ahlm.localization import Localization
@@ -104,17 +102,9 @@ def _opacity(detection: Detection, top: float) -> float:
     return float(np.clip(detection.score / max(top, 1e-9), 0.15, 1))
 
 
-def errors_of(
-    dataset: FeatureDataset, predictions: dict[str, Any], left_out: AbstractSet[str]
-) -> tuple[Diagnosis, dict[str, tuple[dict[str, int], int]]]:
-    """What is wrong with `predictions` on a data set without the videos that do not count.
-
-    Returns:
-        The diagnosis; and of every video that counts, detections by kind of error and how many instances are missed.
-    """
-    database = {v: entry for v, entry in dataset.ground_truth("test")["database"].items() if v not in left_out}
-    videos, classes, truth = truth_instances("ground truth", database)
-    found, _ = predicted_instances("predictions", predictions["results"], videos, classes)
+def errors_of(result: Result) -> tuple[Diagnosis, dict[str, tuple[dict[str, int], int]]]:
+    """The diagnosis; and of every video that counts, detections by kind of error and how many instances are missed."""
+    videos, classes, truth, found, _ = result.pairs
     diagnosis = diagnose(truth, found, len(videos), len(classes))
     video_of = found.video[diagnosis.judged]
     of_video = {}
@@ -130,7 +120,7 @@ def write_report(
     predictor: Predictor,
     dataset: FeatureDataset,
     analyses: Sequence[VideoAnalysis],
-    scored: tuple[dict[str, Any], Result] | None = None,
+    result: Result | None = None,
     metrics: Sequence[dict[str, Any]] = (),
     best: Mapping[str, Any] | None = None,
 ) -> None:
@@ -141,15 +131,14 @@ def write_report(
         predictor: the model.
         dataset: the videos that were scored, or those to draw.
         analyses: of `predictor.analyse_dataset(dataset)`.
-        scored: predictions and their evaluation, of `score`; none: the page shows curves and videos alone.
+        result: of `score`; none: the page shows curves and videos alone.
         metrics: records of metrics.jsonl, for the curves.
         best: `best` of eval.json, the checkpoint that a validation split chose; none: there was no such split.
     """
-    result, diagnosis = None, None
+    diagnosis = None
     errors: dict[str, tuple[dict[str, int], int]] = {video.id: ({}, 0) for video in dataset.videos}
-    if scored is not None:
-        predictions, result = scored
-        diagnosis, errors = errors_of(dataset, predictions, PROTOCOLS[result.protocol].left_out)
+    if result is not None:
+        diagnosis, errors = errors_of(result)
     counted = [i for i, video in enumerate(dataset.videos) if video.id in errors]
     rows: list[VideoRow] = []
     drawn = 0

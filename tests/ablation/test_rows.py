@@ -71,6 +71,13 @@ def test_a_row_that_does_not_go_with_the_recipe_is_left_out() -> None:
     assert "features: slow" not in names
 
 
+def test_a_detector_without_a_state_has_no_reset_to_leave_out() -> None:
+    config = replaced(load_recipe("demo"), {"detector.change_prior": "constant"})
+    assert "no reset" not in [row.name for row in all_rows(config)]
+    config = replaced(config, {"detector.evidence": "transition"})
+    assert "no reset" in [row.name for row in all_rows(config)]
+
+
 def test_fields_are_replaced_at_once() -> None:
     """Belief 0 alone and evidence 0 would be refused."""
     config = replaced(load_recipe("demo"), {"detector.belief_weight": 1.0, "detector.evidence_weight": 0.0})
