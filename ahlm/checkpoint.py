@@ -33,6 +33,7 @@ class Checkpoint:
         classes: names in the order of the model's outputs, background left out.
         spec: of the features it was trained on.
         feature_dim: their dimension.
+        longest: snippets of the longest video it was trained on.
         step: training steps done.
     """
 
@@ -41,6 +42,7 @@ class Checkpoint:
     classes: tuple[str, ...]
     spec: FeatureSpec
     feature_dim: int
+    longest: int
     step: int
 
 
@@ -51,6 +53,7 @@ def save_weights(path: str | Path, checkpoint: Checkpoint) -> None:
         "config": config_mapping(checkpoint.config),
         "classes": list(checkpoint.classes),
         "features": vars(checkpoint.spec) | {"feature_dim": checkpoint.feature_dim},
+        "longest": checkpoint.longest,
         "step": checkpoint.step,
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in checkpoint.model.state_dict().items()}
@@ -73,8 +76,8 @@ def load_weights(path: str | Path) -> Checkpoint:
     if header.get("format") != FORMAT:
         raise DataError(path, "metadata", f"format {FORMAT}", header.get("format", "none"))
     try:
-        config, features = config_from(header["config"]), header["features"]
-    except (ArgumentError, ValueError) as error:
+        config, features, longest = config_from(header["config"]), header["features"], header["longest"]
+    except (ArgumentError, KeyError, ValueError) as error:
         found, hint = " ".join(str(error).split()), "written by another version of ahlm?"
         raise DataError(path, "config", "the settings of this version", found, hint) from None
     feature_dim = features.pop("feature_dim")
@@ -83,9 +86,8 @@ def load_weights(path: str | Path) -> Checkpoint:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise DataError(path, "weights", "tensors that fit the configuration", str(error).splitlines()[-1]) from None
-    return Checkpoint(
-        model.eval(), config, tuple(header["classes"]), FeatureSpec(**features), feature_dim, header["step"]
-    )
+    classes, spec = tuple(header["classes"]), FeatureSpec(**features)
+    return Checkpoint(model.eval(), config, classes, spec, feature_dim, longest, header["step"])
 
 
 def save_state(path: str | Path, state: dict[str, Any]) -> None:

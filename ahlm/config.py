@@ -119,6 +119,8 @@ class ClassifierConfig:
         n_snippets: T, snippets sampled from a video (section 4.2: 750 on THUMOS14, 150 on ActivityNet).
         passes: samples of T snippets that are read of a longer video at test, each a part of a step later than the one
             before; their mean is what is known of the video.
+        window: at test, a video of more snippets is read and localised in pieces of so many, which overlap by half
+            (`ahlm/localization/pieces.py`); none: every video as a whole, as in the paper.
         topk_foreground: the foreground score is the mean of the top T / topk_foreground snippets.
         topk_context: likewise for context.
         topk_background: likewise for background.
@@ -136,6 +138,7 @@ class ClassifierConfig:
     dropout: float = 0.7
     n_snippets: int = 750
     passes: int = 1
+    window: int | None = None
     topk_foreground: int = 8
     topk_context: int = 3
     topk_background: int = 3
@@ -340,7 +343,8 @@ _TABLE: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ),
     (
         "detector.width detector.state_size detector.latent_size detector.snippet_latent_size detector.look_ahead "
-        "detector.crop classifier.width classifier.n_snippets classifier.passes classifier.topk_foreground "
+        "detector.crop classifier.width classifier.n_snippets classifier.passes classifier.window "
+        "classifier.topk_foreground "
         "classifier.topk_context classifier.topk_background detector_optim.batch_size classifier_optim.batch_size "
         "localization.upsample localization.max_segments refinement.max_rounds save_every",
         "at least 1",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 import sys
 import warnings
@@ -19,18 +20,19 @@ from tqdm import tqdm
 from ahlm.checkpoint import Checkpoint, load_weights
 from ahlm.config import DEVICE, Config, DataConfig
 from ahlm.data.dataset import FeatureDataset, open_dataset
-from ahlm.data.sampling import collate, sample_snippets_test
+from ahlm.data.sampling import collate, pieces, sample_snippets_test
 from ahlm.data.synthetic import open_split
 from ahlm.errors import DataError, NoSplit, exit_code
 from ahlm.evaluation import Result, evaluate
 from ahlm.evaluation.predictions import write_predictions
 from ahlm.kernels.compiled import default_backend
-from ahlm.localization import Localization, localize
+from ahlm.localization import Localization, localize_pieces
 from ahlm.localization.directions import Direction, join_directions
 from ahlm.run_folder import FILES, RunFolder
 from ahlm.timeline import FeatureSpec
 
 Found = TypeVar("Found")
+MUCH_LONGER = 2  # times the longest video of the training
 BATCH_SNIPPETS = 20_000  # snippets scanned together; bounds memory, and keeps short videos in large batches
 
 
@@ -47,7 +49,8 @@ class VideoAnalysis(NamedTuple):
     """What the model says of one video of n snippets and C classes, before localisation.
 
     Attributes:
-        video_scores: softmax video scores of the foreground branch [C].
+        pieces: first snippet of each piece that EFC read by itself, and the edge where it ends [P, 2]; most often one.
+        video_scores: softmax video scores of the foreground branch, of each piece [P, C].
         cas: foreground class probabilities [n, C].
         attention: foreground, context, background [n, 3].
         embedding: EFC's snippet embedding [n, width]; [n, 0] unless the run's LCS step compares it.
@@ -57,6 +60,7 @@ class VideoAnalysis(NamedTuple):
         kl_change: D_change likewise.
     """
 
+    pieces: NDArray[np.int64]
     video_scores: NDArray[np.float32]
     cas: NDArray[np.float32]
     attention: NDArray[np.float32]
@@ -97,6 +101,17 @@ class Predictor:
         if dataset.spec != self.spec:
             print(f"note: trained on {self.spec}; of these data {dataset.spec_source} says {dataset.spec}")
             self.spec = dataset.spec
+
+    def too_long(self, dataset: FeatureDataset, option: str) -> str | None:
+        """What to say where videos are much longer than any in training and read as a whole; none: nothing."""
+        longest = self.checkpoint.longest
+        n = sum(dataset.n_snippets(i) > MUCH_LONGER * longest for i in range(len(dataset)))
+        if not n or self.config.classifier.window is not None:
+            return None
+        return (
+            f"{n} videos are more than {MUCH_LONGER} times as long as any in training ({longest} snippets), up to "
+            f"{dataset.longest}; read as a whole they lose short actions: {option} {longest} takes them in pieces"
+        )
 
     def localize(self, features: NDArray[Any], duration_s: float | None = None, **localization: Any) -> list[Detection]:
         """Detections of one video, best first.
@@ -140,7 +155,8 @@ class Predictor:
         config: Config,
     ) -> Localization:
         """Change-points, CAS and attention of an analysed video to detections (section 3.3, end)."""
-        return localize(
+        return localize_pieces(
+            analysis.pieces,
             analysis.cas,
             analysis.video_scores,
             analysis.attention[:, 0],
@@ -191,6 +207,29 @@ class Predictor:
         return changes, static, change
 
     def _classify(self, videos: Sequence[NDArray[np.float32]]) -> list[list[NDArray[Any]]]:
+        """Pieces, their video scores, CAS, attention and embedding of every video; where pieces overlap, their mean."""
+        cuts = [pieces(len(video), self.config.classifier.window) for video in videos]
+        parts = [video[first:end] for video, cut in zip(videos, cuts, strict=True) for first, end in cut]
+        read: dict[int, list[NDArray[Any]]] = {}
+        for batch in length_batches([len(part) for part in parts]):
+            read.update(zip(batch, self._classify_whole([parts[i] for i in batch]), strict=True))
+        found, done = [], 0
+        for video, cut in zip(videos, cuts, strict=True):
+            of_video = [read[done + i] for i in range(len(cut))]
+            done += len(cut)
+            sequences = of_video[0][1:]
+            if len(cut) > 1:
+                count = np.zeros((len(video), 1), np.float32)
+                sequences = [np.zeros((len(video), s.shape[1]), np.float32) for s in sequences]
+                for (first, end), (_, *own) in zip(cut, of_video, strict=True):
+                    count[first:end] += 1
+                    for total, sequence in zip(sequences, own, strict=True):
+                        total[first:end] += sequence
+                sequences = [total / count for total in sequences]
+            found.append([cut, np.stack([scores for scores, *_ in of_video]), *sequences])
+        return found
+
+    def _classify_whole(self, videos: Sequence[NDArray[np.float32]]) -> list[list[NDArray[Any]]]:
         """Video scores, CAS, attention and embedding of every video: the means over EFC's passes."""
         config, compares_embedding = self.config.classifier, self.config.refinement.similarity == "embedding"
         passes = config.passes if max(map(len, videos)) > config.n_snippets else 1
@@ -326,13 +365,19 @@ def score(
         return predictions, evaluate(truth, predictions, protocol, subset="test")
 
 
-def load(run: str | Path, device: str = "cpu") -> Predictor:
-    """The model of a run folder or of a .safetensors file.
+def load(run: str | Path, device: str = "cpu", window: int | None = None) -> Predictor:
+    """The model of a run folder or of a .safetensors file; `window` replaces the run's `classifier.window`.
 
     >>> ahlm.load("runs/demo").localize(features)  # doctest: +SKIP
     """
     path = Path(run)
-    return Predictor(load_weights(path / FILES["weights"] if path.is_dir() else path), device)
+    checkpoint = load_weights(path / FILES["weights"] if path.is_dir() else path)
+    if window is not None:
+        classifier = dataclasses.replace(checkpoint.config.classifier, window=window)
+        checkpoint = dataclasses.replace(
+            checkpoint, config=dataclasses.replace(checkpoint.config, classifier=classifier)
+        )
+    return Predictor(checkpoint, device)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -346,6 +391,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, metavar="JSON", help="where the predictions go")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     parser.add_argument("--proposals", choices=("change_points", "both", "thresholds"), help="default: the run's")
+    parser.add_argument(
+        "--window", type=int, metavar="N", help="localise longer videos in pieces of N snippets (default: the run's)"
+    )
     parser.add_argument("--min-score", type=float, metavar="S", help="leave out detections that score less")
     parser.add_argument("--oracle", action="store_true", help="true boundaries as change-points (evaluation only)")
     text = "videos without features (default: error)"
@@ -403,7 +451,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):  # said now, not after hours of work
         raise PermissionError(f"{folder} cannot be written to")
-    predictor = load(arguments.checkpoint, select_device(arguments.device))
+    predictor = load(arguments.checkpoint, select_device(arguments.device), arguments.window)
     config = predictor.config
     for note in RunFolder(arguments.checkpoint).doubts(predictor.checkpoint):
         print(f"note: {note}")
@@ -421,6 +469,8 @@ def run(arguments: argparse.Namespace) -> int:
     for note in dataset.notes:
         print(f"note: {note}")
     predictor.follow(dataset, arguments.root)
+    if long := predictor.too_long(dataset, "--window"):
+        print(f"note: {long}")
     predictions = predict(predictor, dataset, config=config, oracle=arguments.oracle)
     if arguments.min_score is not None:
         for video, found in predictions["results"].items():
@@ -457,6 +507,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for option in ("oracle", "split", "missing", "data.features", "data.annotations"):
             if getattr(arguments, option.removeprefix("data.")):
                 parser.error(f"--{option} is for a data set, which --data.root gives")
+    if arguments.window is not None and arguments.window < 1:
+        parser.error(f"--window: expected at least 1 snippet, got {arguments.window}")
+    if arguments.min_score is not None and not math.isfinite(arguments.min_score):
+        parser.error(f"--min-score: expected a number, got {arguments.min_score}")
     if Path(arguments.output).is_dir():
         parser.error(f"--output must be a file, got the folder {arguments.output}")
     if Path(arguments.output).exists() and not arguments.overwrite:

@@ -248,8 +248,7 @@ class Trainer:
         if self._segments is None:
             found = Predictor(self.checkpoint(), str(self.device)).change_points(self.dataset)
             self.model.train()
-            longest = max(self.dataset.n_snippets(i) for i in range(len(self.dataset)))
-            starts = torch.zeros(len(found), longest, dtype=torch.int32)
+            starts = torch.zeros(len(found), self.dataset.longest, dtype=torch.int32)
             for row, change_points in zip(starts, found, strict=True):
                 row[torch.from_numpy(change_points)] = 1
             self._segments = starts.cumsum(1, dtype=torch.int32).to(self.device)
@@ -258,7 +257,8 @@ class Trainer:
     def checkpoint(self) -> Checkpoint:
         """The model as it stands."""
         dataset = self.dataset
-        return Checkpoint(self.model, self.config, dataset.classes, dataset.spec, dataset.feature_dim, self.step)
+        of_data = (dataset.classes, dataset.spec, dataset.feature_dim, dataset.longest)
+        return Checkpoint(self.model, self.config, *of_data, self.step)
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs."""
@@ -432,6 +432,8 @@ def test(predictor: Predictor, dataset: FeatureDataset, folder: RunFolder) -> No
 
     Where a validation split chose a best checkpoint, its test result stands in eval.json under `best`.
     """
+    if long := predictor.too_long(dataset, "--classifier.window"):
+        print(f"note: {long}")
     analyses = predictor.analyse_dataset(dataset)
     print(firing(analyses))
     predictions, result = score(predictor, dataset, analyses)

@@ -16,6 +16,7 @@ from ahlm.arguments import load_recipe
 from ahlm.checkpoint import Checkpoint, save_weights
 from ahlm.config import DataConfig, LocalizationConfig, RefinementConfig
 from ahlm.data.dataset import open_dataset
+from ahlm.data.sampling import pieces
 from ahlm.data.synthetic import demo_dataset, write_demo
 from ahlm.infer import Predictor, at_every_snippet, length_batches, main, moved, predict, true_edges
 from ahlm.localization import localize
@@ -31,8 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for _ in range(100):
         trainer.train_step()
     folder = tmp_path_factory.mktemp("run")
-    model = trainer.model.eval()
-    save_weights(folder / "last.safetensors", Checkpoint(model, config, dataset.classes, dataset.spec, 64, 100))
+    save_weights(folder / "last.safetensors", trainer.checkpoint())
     return folder
 
 
@@ -63,8 +63,38 @@ def test_the_embedding_is_kept_where_the_lcs_step_compares_it(run: Path, video: 
     assert analysis.embedding.shape == (len(video), 128)
     np.testing.assert_array_equal(analysis.attention, plain.attention)
     assert len(predictor.localize_analysis(video, analysis, None, predictor.config).score)
-    with pytest.raises(ValueError, match=r"similarity_features must be .* got \[\d+, 0\]"):
+    with pytest.raises(ValueError, match=r"features must be \[n, F >= 1\], got \[\d+, 0\]"):
         predictor.localize_analysis(video, plain, None, predictor.config)
+
+
+def test_a_long_video_is_taken_in_pieces(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset, plain, predictor = demo_dataset("test"), ahlm.load(run), ahlm.load(run, window=60)
+    long = np.concatenate([dataset.features(i) for i in range(6)])
+    (analysis,), (whole,) = predictor.analyse([long]), plain.analyse([long])
+    assert analysis.pieces.tolist() == pieces(len(long), 60).tolist()
+    assert analysis.video_scores.shape == (len(analysis.pieces), 4)
+    # what is said of a snippet is the mean of the two pieces that it lies in
+    alone = plain.analyse([long[first:end] for first, end in analysis.pieces])
+    shared = range(analysis.pieces[1, 0], min(analysis.pieces[0, 1], analysis.pieces[2, 0]))
+    for name in ("cas", "attention"):
+        expected = [(getattr(alone[0], name)[t] + getattr(alone[1], name)[t - shared[0]]) / 2 for t in shared]
+        np.testing.assert_allclose(getattr(analysis, name)[shared[0] : shared[-1] + 1], expected, atol=1e-6)
+    np.testing.assert_allclose(analysis.video_scores[3], alone[3].video_scores[0], atol=1e-6)
+    # change-points are those of the whole video
+    np.testing.assert_array_equal(analysis.change_points, whole.change_points)
+    assert predictor.localize(long) != plain.localize(long)
+
+    np.save(tmp_path / "long.npy", long)
+    longest = plain.checkpoint.longest
+    assert len(long) > 2 * longest
+    command = ["--checkpoint", str(run), str(tmp_path / "long.npy"), "--output", str(tmp_path / "out.json")]
+    assert main(command) == 0
+    note = f"1 videos are more than 2 times as long as any in training ({longest} snippets), up to {len(long)}"
+    assert f"note: {note}" in capsys.readouterr().out
+    assert main([*command, "--overwrite", "--window", "60"]) == 0
+    assert "times as long" not in capsys.readouterr().out
+    found = json.loads((tmp_path / "out.json").read_text())["results"]["long"]
+    assert [d["score"] for d in found] == [d.score for d in predictor.localize(long)]
 
 
 def test_names_within_a_data_set_follow_it_where_they_are(tmp_path: Path) -> None:
@@ -143,7 +173,7 @@ def test_passes_are_averaged(run: Path) -> None:
             spread = [np.interp(np.arange(len(video)), index, cas[:, c]) for c in range(cas.shape[1])]
             outputs.append((np.stack(spread, 1), output.video_scores()[0].numpy()))
         np.testing.assert_allclose(analysis.cas, np.mean([cas for cas, _ in outputs], 0), atol=1e-6)
-        np.testing.assert_allclose(analysis.video_scores, np.mean([scores for _, scores in outputs], 0), atol=1e-6)
+        np.testing.assert_allclose(analysis.video_scores[0], np.mean([scores for _, scores in outputs], 0), atol=1e-6)
     assert not np.allclose(found[0].cas, ahlm.load(run).analyse(videos)[0].cas, atol=1e-3)
 
 
@@ -381,7 +411,7 @@ def test_real_splits_open(real_data: Path) -> None:
 def test_untrained_predictor_can_be_built_by_hand() -> None:
     config, dataset = load_recipe("demo"), demo_dataset("train")
     model = new_model(dataset, config).eval()
-    predictor = Predictor(Checkpoint(model, config, dataset.classes, dataset.spec, 64, 0))
+    predictor = Predictor(Checkpoint(model, config, dataset.classes, dataset.spec, 64, dataset.longest, 0))
     assert isinstance(predictor.localize(dataset.features(0)), list)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import runpy
 from pathlib import Path
 
 import pytest
 
 from ahlm.arguments import load_recipe
-from ahlm.checkpoint import Checkpoint
 from ahlm.config import Config
 from ahlm.data.dataset import FeatureDataset, open_dataset
 from ahlm.evaluation import Result, evaluate
@@ -36,10 +36,7 @@ def trained(
     trainer = Trainer(new_model(training, config), training, config)
     while trainer.step < trainer.total_steps:
         trainer.train_step()
-    checkpoint = Checkpoint(
-        trainer.model.eval(), config, training.classes, training.spec, training.feature_dim, trainer.step
-    )
-    predictor = Predictor(checkpoint)
+    predictor = Predictor(trainer.checkpoint())
     return request.param, predictor, testing, predictor.analyse_dataset(testing, progress=False)
 
 
@@ -61,6 +58,22 @@ def test_localisation(trained: tuple[str, Predictor, FeatureDataset, list[VideoA
     found["gain"] = found["both"] - found["thresholds"]
     for kind, value in found.items():
         assert value >= FLOORS[name][kind], kind
+
+
+def test_long_videos_in_pieces(trained: tuple[str, Predictor, FeatureDataset, list[VideoAnalysis]]) -> None:
+    """Test videos joined to some of a thousand snippets and more; figures in docs/method.md."""
+    script = Path(__file__).parents[1] / "bench" / "long_videos.py"
+    if not script.is_file():
+        pytest.skip("not in a checkout")
+    _, predictor, dataset, _ = trained
+    names = runpy.run_path(str(script))
+    long = names["joined"](dataset, 16)
+    classifier = dataclasses.replace(predictor.config.classifier, window=predictor.checkpoint.longest)
+    config = dataclasses.replace(predictor.config, classifier=classifier)
+    in_pieces = Predictor(dataclasses.replace(predictor.checkpoint, config=config))
+    whole, pieces = (100 * names["mean_ap"](each, long) for each in (predictor, in_pieces))
+    assert pieces > 58
+    assert pieces > whole + 25
 
 
 def test_change_points(trained: tuple[str, Predictor, FeatureDataset, list[VideoAnalysis]]) -> None:

@@ -592,7 +592,8 @@ def test_firing_says_when_the_detector_has_collapsed() -> None:
         rows = np.zeros((n, 3), np.float32)
         points = np.array(change_points, np.int64)
         edges, twos = np.arange(n + 1.0), np.full(n, 2, np.float32)
-        return VideoAnalysis(np.zeros(2, np.float32), rows[:, :2], rows, rows, points, edges, kl, twos)
+        pieces = np.array([[0, n]])
+        return VideoAnalysis(pieces, np.zeros((1, 2), np.float32), rows[:, :2], rows, rows, points, edges, kl, twos)
 
     text = firing([analysis([5]), analysis([])])
     assert text == (
@@ -696,7 +697,7 @@ def test_truncated_checkpoint_is_refused(tmp_path: Path) -> None:
     config = short_config()
     model = new_model(demo_dataset("train"), config)
     path = tmp_path / "model.safetensors"
-    save_weights(path, Checkpoint(model, config, ("a", "b", "c", "d"), FeatureSpec(), 64, 0))
+    save_weights(path, Checkpoint(model, config, ("a", "b", "c", "d"), FeatureSpec(), 64, 40, 0))
     assert load_weights(path).classes == ("a", "b", "c", "d")
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match=r"model\.safetensors: checkpoint"):
@@ -715,7 +716,7 @@ def test_checkpoint_of_other_settings_is_refused(
     mapping["classifier"][field] = value
     monkeypatch.setattr(ahlm.checkpoint, "config_mapping", lambda _config: mapping)
     path = tmp_path / "model.safetensors"
-    save_weights(path, Checkpoint(model, config, ("a", "b", "c", "d"), FeatureSpec(), 64, 0))
+    save_weights(path, Checkpoint(model, config, ("a", "b", "c", "d"), FeatureSpec(), 64, 40, 0))
     with pytest.raises(DataError, match=rf"model\.safetensors: config: .*{field}.*another version"):
         load_weights(path)
 
@@ -823,10 +824,7 @@ def trained(dataset: FeatureDataset, config: Config) -> Predictor:
     trainer = Trainer(new_model(dataset, config), dataset, config)
     while trainer.step < trainer.total_steps:
         trainer.train_step()
-    checkpoint = Checkpoint(
-        trainer.model.eval(), config, dataset.classes, dataset.spec, dataset.feature_dim, trainer.step
-    )
-    return Predictor(checkpoint)
+    return Predictor(trainer.checkpoint())
 
 
 def detector_config(**fields: object) -> Config:
@@ -860,7 +858,7 @@ def test_demo_learns_to_localise(seed: int) -> None:
     config = load_recipe("demo", seed=seed)
     training, testing = demo_dataset("train"), demo_dataset("test")
     untrained = Predictor(
-        Checkpoint(new_model(training, config).eval(), config, training.classes, training.spec, 64, 0)
+        Checkpoint(new_model(training, config).eval(), config, training.classes, training.spec, 64, training.longest, 0)
     )
     averages = []
     for predictor in (untrained, trained(training, config)):

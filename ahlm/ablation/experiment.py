@@ -58,7 +58,7 @@ class Experiment:
         self._prints = [*truths, *(split.fingerprint for split in (training, scored, tuning))]
         self._classes = {segment.label for video in scored.videos for segment in video.segments}
         self._fitted: dict[str, Fitted] = {}
-        self._analyses: dict[tuple[str, str, bool, float, int], tuple[Predictor, list[VideoAnalysis]]] = {}
+        self._analyses: dict[tuple[str, str, bool, float, int, int | None], tuple[Predictor, list[VideoAnalysis]]] = {}
 
     def row_path(self, row: Row, seed: int) -> Path:
         """File of a row's result, named after all that it depends on."""
@@ -114,7 +114,8 @@ class Experiment:
     def _analysed(self, config: Config, plain_mil: bool) -> tuple[Predictor, list[VideoAnalysis]]:
         """The scored videos under the two trainings that a row needs; rows of one seed share them."""
         parts = (self.trainings.key(config, "classifier", plain_mil), self.trainings.key(config, "detector"))
-        key = (*parts, config.detector.both_directions, config.detector.lone_ratio, config.classifier.passes)
+        reading = (config.classifier.passes, config.classifier.window)
+        key = (*parts, config.detector.both_directions, config.detector.lone_ratio, *reading)
         if key not in self._analyses:
             predictor = Predictor(self.trainings.checkpoint(config, plain_mil), self.device)
             self._analyses[key] = (predictor, predictor.analyse_dataset(self.scored, progress=False))

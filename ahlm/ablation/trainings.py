@@ -61,7 +61,8 @@ class Trainings:
         used |= {"precision": config.precision, "deterministic": config.deterministic}
         if part == "classifier" or shared:
             used |= {name: values[name] for name in ("classifier", "classifier_optim")} | {"plain_mil": plain_mil}
-            used["classifier"].pop("passes")  # no matter of training, as below
+            for name in ("passes", "window"):  # no matter of training, as below
+                used["classifier"].pop(name)
         if part == "classifier" and config.classifier.segment_weight:
             used |= {"taught_by": self.key(config, "detector"), "both_directions": config.detector.both_directions}
         if part == "detector" or shared:

@@ -142,6 +142,11 @@ class FeatureDataset:
                 self._lengths[i], self._feature_dim = features_shape(source, self._feature_dim)
         return self._lengths[i]
 
+    @property
+    def longest(self) -> int:
+        """Snippets of the longest video."""
+        return max(map(self.n_snippets, range(len(self))))
+
     def label_matrix(self) -> NDArray[np.float32]:
         """Multi-hot video-level labels y [V, C]."""
         index = {label: c for c, label in enumerate(self.classes)}

@@ -88,6 +88,35 @@ def localize(
         >>> found.start_s.tolist(), found.end_s.tolist(), found.foreground_change_points.tolist()
         ([0.64], [1.92], [1, 3])
     """
+    found = candidates(
+        cas,
+        video_scores,
+        attention,
+        change_points,
+        edges_s,
+        duration_s,
+        config=config,
+        refinement=refinement,
+        similarity_features=similarity_features,
+        boundaries_s=boundaries_s,
+    )
+    return suppressed(found, config)
+
+
+def candidates(
+    cas: ArrayLike,
+    video_scores: ArrayLike,
+    attention: ArrayLike | None,
+    change_points: ArrayLike,
+    edges_s: ArrayLike,
+    duration_s: float,
+    *,
+    config: LocalizationConfig,
+    refinement: RefinementConfig,
+    similarity_features: ArrayLike | None = None,
+    boundaries_s: ArrayLike | None = None,
+) -> Localization:
+    """What `localize` finds before overlapping detections are suppressed, in no order."""
     activation, scores, focus, points, edges = _checked(cas, video_scores, attention, change_points, edges_s)
     boundaries = edges[points] if boundaries_s is None else np.asarray(boundaries_s, np.float64)
     if boundaries.shape != points.shape or not np.isfinite(boundaries).all() or np.any(np.diff(boundaries) < 0):
@@ -101,8 +130,8 @@ def localize(
         if similarity_features is None:
             raise ValueError("similarity_features must be [n, F] for the LCS step (or refinement.enabled false)")
         features = np.asarray(similarity_features)
-        if features.ndim != 2 or len(features) != n or not features.shape[1]:
-            raise ValueError(f"similarity_features must be [{n}, F >= 1], got {list(features.shape)}")
+        if features.ndim != 2 or len(features) != n:
+            raise ValueError(f"similarity_features must be [{n}, F], got {list(features.shape)}")
         points = refine_change_points(features, points, refinement)
 
     margin = config.oic_margin
@@ -142,18 +171,21 @@ def localize(
     class_index, score, start_s, end_s = (np.concatenate(column) for column in zip(*found, strict=True))
     visible = end_s > start_s  # a proposal may lie wholly after the stated end of the video
     class_index = chosen[class_index][visible].astype(np.int64)
-    score, start_s, end_s = score[visible], start_s[visible], end_s[visible]
+    return Localization(class_index, score[visible], start_s[visible], end_s[visible], points, selected)
+
+
+def suppressed(found: Localization, config: LocalizationConfig) -> Localization:
+    """Detections that stay where they overlap, best first."""
     kept, score = suppress(
-        class_index,
-        score,
-        start_s,
-        end_s,
+        *found[:4],
         tiou=config.nms_tiou,
         sigma=config.soft_sigma if config.suppression == "soft" else None,
         min_score=config.min_score,
         extra_s=1.0 if config.nms_plus_one else 0.0,
     )
-    return Localization(class_index[kept], score, start_s[kept], end_s[kept], points, selected)
+    return found._replace(
+        class_index=found.class_index[kept], score=score, start_s=found.start_s[kept], end_s=found.end_s[kept]
+    )
 
 
 def _checked(

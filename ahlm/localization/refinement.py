@@ -142,8 +142,8 @@ def unit_features(features: NDArray[Any], centred: bool) -> Floats:
 
 
 def _check(features: NDArray[Any], points: NDArray[np.int64], config: RefinementConfig) -> None:
-    if np.ndim(features) != 2:
-        raise ValueError(f"features must be [n, F], got {list(np.shape(features))}")
+    if np.ndim(features) != 2 or not np.shape(features)[1]:
+        raise ValueError(f"features must be [n, F >= 1], got {list(np.shape(features))}")
     n = len(features)
     if points.ndim != 1 or np.any(np.diff(points) <= 0) or points[0] < 1 or points[-1] > n - 1:
         raise ValueError(f"change_points must increase within 1 .. {n - 1}, got {points.ravel().tolist()[:8]}")

@@ -54,7 +54,7 @@ def draw(predictor: Predictor, dataset: FeatureDataset, i: int, analysis: VideoA
     """Picture of video i of a data set."""
     video = dataset.videos[i]
     edges_s = predictor.spec.edges_s(len(analysis.cas))
-    best = int(np.argmax(analysis.video_scores))
+    best = int(np.argmax(analysis.video_scores.max(axis=0)))
     detections = predictor.detections(found)
     top = max((d.score for d in detections), default=1.0)
     ratio = log_ratio(analysis)

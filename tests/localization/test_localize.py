@@ -244,7 +244,7 @@ def test_one_snippet() -> None:
         ({"refinement": RefinementConfig()}, r"similarity_features must be \[n, F\] for the LCS step"),
         (
             {"refinement": RefinementConfig(), "similarity_features": np.ones((7, 2))},
-            r"similarity_features must be \[8, F >= 1\], got \[7, 2\]",
+            r"similarity_features must be \[8, F\], got \[7, 2\]",
         ),
         (
             {"config": replace(ONE, proposals="all")},

@@ -158,7 +158,7 @@ def test_takes_half_precision() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"features": np.ones(5)}, r"features must be \[n, F\], got \[5\]"),
+        ({"features": np.ones(5)}, r"features must be \[n, F >= 1\], got \[5\]"),
         ({"features": np.full((10, 2), np.nan)}, "features must be finite, got otherwise in row 0"),
         ({"points": [4, 2]}, r"change_points must increase within 1 .. 9, got \[4, 2\]"),
         ({"points": [0, 2]}, "change_points must increase within 1 .. 9"),

@@ -1,0 +1,80 @@
+"""Localisation of a video in pieces, for one much longer than those of the training; not in the paper."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ahlm.config import LocalizationConfig, RefinementConfig
+from ahlm.localization.localize import Localization, candidates, suppressed
+from ahlm.localization.refinement import refine_change_points
+
+
+def localize_pieces(
+    pieces: NDArray[np.int64],
+    cas: NDArray[np.float32],
+    video_scores: NDArray[np.float32],
+    attention: NDArray[np.float32],
+    change_points: NDArray[np.int64],
+    edges_s: NDArray[np.float64],
+    duration_s: float,
+    *,
+    config: LocalizationConfig,
+    refinement: RefinementConfig,
+    similarity_features: NDArray[np.float32],
+    boundaries_s: NDArray[np.float64],
+) -> Localization:
+    """Detections of a video whose pieces have scores of their own; of a single piece, what `localize` finds.
+
+    Pieces overlap by half, so what a piece's edge cuts off lies wholly in another, unless it is longer than half a
+    piece; only then is it kept. Change-points are refined over the whole video, detections suppressed over all pieces.
+
+    Args:
+        pieces: first snippet of each, and the edge where it ends [P, 2]; see `ahlm.data.sampling.pieces`.
+        cas: of the whole video, as in `localize`, and so are the others.
+        video_scores: of each piece [P, C].
+        attention: foreground attention [n].
+        change_points: sorted edges in 1 .. n-1.
+        edges_s: seconds of the n + 1 edges.
+        duration_s: detections are clamped to [0, duration_s].
+        config: classes, proposals, scores, suppression.
+        refinement: the LCS step.
+        similarity_features: what the LCS step compares [n, F].
+        boundaries_s: seconds of the boundaries that the change-points mark.
+    """
+    points = change_points
+    if config.proposals != "thresholds":
+        points = refine_change_points(similarity_features, points, refinement)
+    boundaries_s = boundaries_s[np.isin(change_points, points)]
+    found: list[Localization] = []
+    for (first, end), scores in zip(pieces.tolist(), video_scores, strict=True):
+        is_last = end == len(cas) or edges_s[end] >= duration_s
+        begin_s, end_s = edges_s[first], duration_s if is_last else edges_s[end]
+        inside = (points > first) & (points < end)
+        part = candidates(
+            cas[first:end],
+            scores,
+            attention[first:end],
+            points[inside] - first,
+            edges_s[first : end + 1],
+            end_s,
+            config=config,
+            refinement=dataclasses.replace(refinement, enabled=False),
+            boundaries_s=boundaries_s[inside],
+        )
+        is_cut = ((first > 0) & (part.start_s <= begin_s)) | (not is_last) & (part.end_s >= end_s)
+        kept = ~is_cut | (part.end_s - part.start_s >= (end_s - begin_s) / 2)
+        times = (part.start_s[kept], part.end_s[kept])
+        chosen = part.foreground_change_points + first
+        found.append(Localization(part.class_index[kept], part.score[kept], *times, points, chosen))
+        if is_last:  # of the features, or of the video as its duration has it
+            break
+
+    def joined(field: str) -> NDArray[Any]:
+        return np.concatenate([getattr(part, field) for part in found])
+
+    columns = (joined("class_index"), joined("score"), joined("start_s"), joined("end_s"))
+    return suppressed(Localization(*columns, points, np.unique(joined("foreground_change_points"))), config)
