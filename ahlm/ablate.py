@@ -164,6 +164,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     protocol = PROTOCOLS[config.protocol]
     if protocol.snippet is not None or protocol.left_out:
         parser.error(f"--protocol must take all videos, in seconds, for the bootstrap; got {protocol.name}")
+    if len(set(options.seeds)) < len(options.seeds):
+        parser.error(f"--seeds: expected each seed once, got {' '.join(map(str, options.seeds))}")
     if min(options.seeds) < 0:
         parser.error(f"--seeds must be at least 0, got {min(options.seeds)}")
     if options.resamples < 1:

@@ -35,9 +35,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        named = error.filename is not None and not Path(error.filename).name.startswith(f".{path.name}.")
-        if named or error.errno is None:
-            raise
+        if error.errno is None:  # NumPy's, of a write that stopped half way
+            raise OSError(f"{path} could not be written ({error}); is the disk full?") from error
+        if error.filename is not None and not Path(error.filename).name.startswith(f".{path.name}."):
+            raise  # of another file
         raise type(error)(error.errno, error.strerror, str(path)) from None
     finally:
         if temporary is not None:

@@ -465,6 +465,8 @@ def run(arguments: argparse.Namespace) -> int:
         dataset = open_dataset(data, arguments.split or "test", classes=predictor.classes)
     else:
         dataset = FeatureDataset.from_files(arguments.files, predictor.classes, data, predictor.checkpoint.feature_dim)
+    if arguments.oracle and not any(video.segments for video in dataset.videos):
+        raise DataError(arguments.root, "segments", "true boundaries for --oracle", "none")
     print(f"{dataset.spec} (from {dataset.spec_source})")
     for note in dataset.notes:
         print(f"note: {note}")

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from ahlm.arguments import config_mapping, config_parser, parse
 from ahlm.checkpoint import Checkpoint, load_state, load_weights, save_state, save_weights
 from ahlm.config import Config, DataConfig, OptimConfig
-from ahlm.data.dataset import FeatureDataset
+from ahlm.data.dataset import FeatureDataset, unusual_scale
 from ahlm.data.sampling import collate, crop_start, sample_snippets_train
 from ahlm.data.slow_features import Read, as_they_are, slow_projection
 from ahlm.data.synthetic import open_split
@@ -439,7 +439,8 @@ def test(predictor: Predictor, dataset: FeatureDataset, folder: RunFolder) -> No
     predictions, result = score(predictor, dataset, analyses)
     write_predictions(folder.predictions, predictions)
     data = predictor.config.data.root or "demo"
-    summary = {"data": data, "checkpoint": "last", "step": predictor.checkpoint.step, **result.to_dict()}
+    summary: dict[str, Any] = {"data": data, "without_features": sorted(dataset.missing), "checkpoint": "last"}
+    summary |= {"step": predictor.checkpoint.step, **result.to_dict()}
     if folder.best.exists():
         best = Predictor(load_weights(folder.best), str(predictor.device))
         best.spec = predictor.spec
@@ -452,6 +453,8 @@ def test(predictor: Predictor, dataset: FeatureDataset, folder: RunFolder) -> No
     metrics = read_metrics(folder.metrics)
     write_report(folder.report, predictor, dataset, analyses, result, metrics, summary.get("best"))
     print(result)
+    if dataset.missing:
+        print(f"note: {len(dataset.missing)} test videos without features are left out of the score")
     print(f"results of the last checkpoint in {folder.path}; look at {folder.report}")
 
 
@@ -613,6 +616,8 @@ def describe(splits: Mapping[str, FeatureDataset | None], device: str, config: C
         trained, tested = ({video.id for video in there[name].videos} for name in ("train", "test"))
         if both := sorted(trained & tested):
             lines.append(f"note: {len(both)} videos are both trained on and tested: {', '.join(both[:5])}")
+    if "train" in there and not config.squash and (unusual := unusual_scale(there["train"].root_mean_square)):
+        lines.append(f"note: {unusual}")
     lines += [f"note: {note}" for note in dict.fromkeys(note for dataset in there.values() for note in dataset.notes)]
     return "\n".join(lines)
 
@@ -642,6 +647,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             folder = RunFolder(earlier)
             if folder.path.is_dir():
                 folder.claim()
+            if folder.config.exists() and not folder.weights.exists():
+                got, hint = "none: it was stopped before its first step", "give its first command again"
+                raise DataError(folder.path, "state", "that of an interrupted run", got, hint)
             try:
                 trained = load_weights(folder.weights)
                 settings = earlier_config(parser, folder, trained.config, config, argv)

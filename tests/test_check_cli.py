@@ -156,6 +156,17 @@ def test_frames_instead_of_seconds_in_a_table(root: Path, capsys: pytest.Capture
     code, report = check(root, capsys)
     assert code == 3
     assert texts(report, "wrong timeline")[0].endswith("are segments in seconds?")
+    shutil.move(root / "labels.csv", root / "frames.csv")
+    for entry in content.values():
+        for item in entry["annotations"]:
+            item["segment"] = [25 * time for time in item["segment"]]
+    (root / "gt.json").write_text(json.dumps({"database": content}))
+    code, report = check(root, capsys)
+    assert code == 3
+    assert texts(report, "wrong timeline")[0].endswith("are segments in seconds?")
+    assert "are they in seconds?" in open_dataset(DataConfig(root=str(root)), "train").notes[-1]
+    (root / "gt.json").unlink()
+    shutil.move(root / "frames.csv", root / "labels.csv")
     notes = open_dataset(DataConfig(root=str(root)), "train").notes
     assert any("segments end after their video's features" in note for note in notes)
 
@@ -208,6 +219,24 @@ def test_tags_alone_are_no_error(root: Path, capsys: pytest.CaptureFixture[str])
     assert (code, kinds(report)) == (0, [("warning", "no test split")])
 
 
+def test_labels_that_look_like_several(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit(root, "train_000", labels=["Jump; Spin"])
+    edit(root, "train_001", labels=["Spin "])
+    report = check(root, capsys)[1]
+    assert "Jump; Spin; a line, or an entry, for each label" in texts(report, "label that looks like several")[0]
+    assert texts(report, "labels that differ in case or spaces alone")[0].endswith("'Spin', 'Spin '")
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1e4])
+def test_features_of_an_unusual_scale(factor: float, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in root.glob("t*/*.npy"):
+        np.save(path, factor * np.load(path).astype(np.float32))
+    code, report = check(root, capsys)
+    (text,) = texts(report, "unusual feature scale")
+    assert code == 0
+    assert "train with --squash true" in text
+
+
 def test_labels_and_subsets_that_look_like_slips(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (root / "split_test.txt").unlink()
     names = (root / "split_train.txt").read_text().split()
@@ -219,8 +248,8 @@ def test_labels_and_subsets_that_look_like_slips(root: Path, capsys: pytest.Capt
     content["database"]["test_000"]["subset"] = "tst"
     (root / "gt.json").write_text(json.dumps(content))
     report = check(root, capsys)[1]
-    (same,) = texts(report, "labels that differ in case alone")
-    assert same.endswith(f"{first['annotations'][-1]['label']}, {first['annotations'][0]['label']}")
+    (same,) = texts(report, "labels that differ in case or spaces alone")
+    assert same.endswith(f"{first['annotations'][-1]['label']!r}, {first['annotations'][0]['label']!r}")
     assert texts(report, "video of neither split") == [f"{root / 'gt.json'}: 1 labelled videos, subset tst: test_000"]
 
 

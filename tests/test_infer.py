@@ -308,10 +308,35 @@ def test_values_beyond_the_model_name_their_video(
     np.save(tmp_path / "huge.npy", np.full((9, 64), 3e38, np.float32))
     output = ["--output", str(tmp_path / "out.json")]
     assert main(["--checkpoint", str(run), str(tmp_path / "huge.npy"), *output]) == 3
-    assert "huge: features: expected values the model can take" in capsys.readouterr().err
+    assert "huge.npy: value [0, 0]: expected a number of a feature's size, below 1e+15" in capsys.readouterr().err
     with pytest.raises(SystemExit) as usage:
         main(["--checkpoint", str(run), str(tmp_path / "huge.npy"), "--output", str(tmp_path), "--overwrite"])
     assert usage.value.code == 2
+
+
+def test_timestamps_beside_a_file_are_its_timeline(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    features = demo_dataset("test").features(0)
+    np.save(tmp_path / "a.npy", features)
+    np.save(tmp_path / "a_fps.npy", np.array(50.0))
+    np.save(tmp_path / "a_timestamps_ms.npy", 320.0 * np.arange(1, len(features) + 1))
+    output = ["--output", str(tmp_path / "out.json"), "--overwrite"]
+    for source in (tmp_path / "a.npy", tmp_path):
+        assert main(["--checkpoint", str(run), str(source), *output]) == 0
+        assert "50 fps, stride 16, window 16: 0.32 s a snippet (from timestamps)" in capsys.readouterr().out
+        assert list(json.loads((tmp_path / "out.json").read_text())["results"]) == ["a"]
+
+
+def test_true_boundaries_must_be_there(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_demo(tmp_path)
+    truth = json.loads((tmp_path / "gt.json").read_text())
+    for entry in truth["database"].values():
+        entry["labels"] = sorted({item["label"] for item in entry.pop("annotations")})
+    (tmp_path / "gt.json").write_text(json.dumps(truth))
+    command = ["--checkpoint", str(run), "--data.root", str(tmp_path), "--output", str(tmp_path / "out.json")]
+    assert main([*command, "--oracle"]) == 3
+    assert "segments: expected true boundaries for --oracle, got none" in capsys.readouterr().err
 
 
 def test_data_that_say_no_timeline_have_that_of_training(run: Path, tmp_path: Path) -> None:

@@ -569,6 +569,25 @@ def test_earlier_runs_keep_their_settings(tmp_path: Path, capsys: pytest.Capture
     assert "labels among 4 known classes" in capsys.readouterr().err
 
 
+def test_a_run_without_a_first_step_cannot_be_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = RunFolder.create(tmp_path / "run", "", overwrite=False)
+    folder.config.write_text("")
+    folder.release()
+    assert main(["--resume", str(folder.path)]) == 3
+    assert "it was stopped before its first step (give its first command again)" in capsys.readouterr().err
+
+
+def test_features_of_an_unusual_scale_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_demo(tmp_path / "data")
+    for path in (tmp_path / "data" / "train").glob("*.npy"):
+        np.save(path, 1e4 * np.load(path).astype(np.float32))
+    command = [*SHORT, "--config", "demo", "--data.root", str(tmp_path / "data"), "--output-dir"]
+    assert main([*command, str(tmp_path / "run")]) == 0
+    assert "note: the features' root mean square is" in capsys.readouterr().out
+    assert main([*command, str(tmp_path / "squashed"), "--squash", "true"]) == 0
+    assert "root mean square" not in capsys.readouterr().out
+
+
 def test_full_disk_is_one_line_and_keeps_the_last_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """No file may be larger than 1 MB: the state of step 0 fits, those with Adam's moments do not."""
     run = tmp_path / "run"

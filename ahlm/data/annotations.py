@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 from ahlm.errors import DataError
 from ahlm.files import read_json, read_text
 
+COLUMNS = ("video", "label", "start", "end", "subset")
+COLUMNS_TEXT = "the columns video,label[,start,end][,subset]"
 TRAINING, VALIDATION, TESTING = ({"train", "training"}, {"validation", "val"}, {"test", "testing"})
 
 
@@ -119,8 +121,10 @@ def _read_csv(path: Path, problems: list[DataError] | None) -> dict[str, Annotat
             if not {"video", "label"} <= set(header):
                 names = ",".join(header)
                 hint = "columns are parted by commas" if ";" in names or "\t" in names else ""
-                expected = "the columns video,label[,start,end][,subset]"
-                raise DataError(path, "header", expected, names or "nothing", hint)
+                raise DataError(path, "header", COLUMNS_TEXT, names or "nothing", hint)
+            # what is left unread may be the split, under another name
+            if others := sorted(set(header) - {*COLUMNS, ""}):
+                raise DataError(path, "header", COLUMNS_TEXT, f"also {', '.join(others)}", "rename or leave them out")
             yield from reader
         except csv.Error as error:
             raise DataError(path, f"line {reader.line_num + 1}", "a CSV whose quotes are closed", error) from None
@@ -132,6 +136,9 @@ def _read_csv(path: Path, problems: list[DataError] | None) -> dict[str, Annotat
             name, label = cells.get("video", ""), cells.get("label", "")
             if not name or not label:
                 raise DataError(path, f"line {reader.line_num}", "a video and a label", cells)
+            if more := [cell for cell in row.get(None, ()) if cell.strip()]:  # type: ignore[call-overload]
+                expected = f"{len(reader.fieldnames or ())} cells, as in the header"
+                raise DataError(path, f"line {reader.line_num}", expected, f"also {','.join(more)}", "a line a label")
             start, end = cells.get("start", ""), cells.get("end", "")
             if start or end:
                 bounds = _segment(path, f"line {reader.line_num}", [start, end])

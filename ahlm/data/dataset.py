@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import sys
 from collections import Counter
@@ -29,6 +30,7 @@ from ahlm.data.feature_store import (
 )
 from ahlm.data.layouts import (
     FOLDERS_DEEP,
+    SIDE_FILES,
     SPEC,
     Layout,
     affixes,
@@ -43,7 +45,9 @@ from ahlm.errors import DataError
 from ahlm.files import read_json
 from ahlm.timeline import FeatureSpec
 
+FILE_SUFFIXES = (*SUFFIXES, ".mp4", ".avi", ".mkv", ".mov", ".webm")  # of what a list of videos may name by mistake
 MEMORY_BUDGET = 4 << 30  # bytes of features kept in memory; beyond it they are memory-mapped each time
+USUAL_SCALE = (0.02, 100.0)  # root mean squares; L2-normalised features of 2,048 dimensions have .022
 DURATION_TOLERANCE = 2  # snippets by which a duration and a snippet count may disagree
 
 
@@ -143,6 +147,13 @@ class FeatureDataset:
         return self._lengths[i]
 
     @property
+    def root_mean_square(self) -> float:
+        """Of the features of its first videos."""
+        values = [self.features(i) for i in range(min(len(self), 32))]
+        total = sum(float(np.square(features, dtype=np.float64).sum()) for features in values)
+        return math.sqrt(total / sum(features.size for features in values))
+
+    @property
     def longest(self) -> int:
         """Snippets of the longest video."""
         return max(map(self.n_snippets, range(len(self))))
@@ -216,24 +227,33 @@ class FeatureDataset:
     ) -> FeatureDataset:
         """Feature files without annotations, each named by its stem; of a folder, all that are in it.
 
-        Their timeline is that of the `features.json` beside them or up to two folders above, else that of `config`.
+        Their timeline is that of the `features.json` beside them or up to two folders above, else of video_features'
+        timestamps beside them, else that of `config`.
 
         Raises:
             DataError: two files of one name, a folder without any, or files of several timelines.
         """
         paths: list[Path] = []
         for path in map(Path, files):
-            inside = list(array_files(path).values())
+            inside = [file for name, file in array_files(path).items() if not name.endswith(SIDE_FILES)]
             if path.is_dir() and not inside:
                 raise DataError(path, "folder", "feature files ID.npy or ID.npz", "none")
             paths += inside or [path]
         repeated = [name for name, count in Counter(path.stem for path in paths).items() if count > 1]
         if repeated:
             raise DataError(repeated[0], "file name", "one file a video", "several files of this name")
-        roots = dict.fromkeys(_spec_folder(path.parent) for path in paths)
-        specs = {root: read_spec(root, config) for root in roots}
-        (first, (spec, source, _)), *others = specs.items()
-        for root, (other, *_) in others:
+        specs: dict[Path, tuple[FeatureSpec, str]] = {}
+        for folder in dict.fromkeys(path.parent for path in paths):
+            root = _spec_folder(folder)
+            own, source, _ = read_spec(root, config)
+            if source == "settings":
+                stems = (path.stem for path in paths if path.parent == folder)
+                bare = (stem.removesuffix("_rgb").removesuffix("_flow") for stem in stems)
+                if stamped := timestamps_spec(folder, bare):
+                    own, source = stamped, "timestamps"
+            specs.setdefault(root, (own, source))
+        (first, (spec, source)), *others = specs.items()
+        for root, (other, _) in others:
             if other != spec:
                 raise DataError(root, "timeline", f"{spec}, as in {first}", other, "infer them apart")
         return cls(
@@ -266,9 +286,9 @@ def read_spec(root: Path, config: DataConfig) -> tuple[FeatureSpec, str, int | N
     content = read_json(path)
     values = []
     for name in ("fps", "stride", "window"):
-        value = content.get(name, "none") if isinstance(content, dict) else "none"
+        value = content.get(name) if isinstance(content, dict) else None
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
-            raise DataError(path, name, "a positive number", value)
+            raise DataError(path, name, "a positive number", "none" if value is None else repr(value))
         values.append(float(value))
     feature_dim = content.get("feature_dim")
     if feature_dim is not None and not (type(feature_dim) is int and feature_dim > 0):
@@ -377,13 +397,13 @@ def open_dataset(config: DataConfig, split: str, classes: tuple[str, ...] | None
         videos.append(Video(resolved, sources[name], annotation.labels, annotation.segments, annotation.duration_s))
     if missing and config.missing == "error":
         shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-        with_suffix = missing[0].lower().endswith(SUFFIXES)
+        suffix = Path(missing[0]).suffix.lower()
         raise DataError(
             where,
             "feature files",
             f"{len(listed)} videos of {names_path.name}",
             f"{len(missing)} missing: {shown}",
-            "videos are named without .npy" if with_suffix else "--data.missing skip leaves them out",
+            f"videos are named without {suffix}" if suffix in FILE_SUFFIXES else "--data.missing skip leaves them out",
         )
     if not videos:
         raise DataError(names_path, "videos", "at least one video with features", "none")
@@ -445,8 +465,20 @@ def _reconcile(dataset: FeatureDataset, path: Path) -> list[str]:
         where = f"{dataset.spec}, {dataset.spec_source}"
         notes.append(f"{path}: {beyond} segments end after their video's features ({where}); are they in seconds?")
     if late:
-        notes.append(f"{path}: {late} segments end after their video's duration, and stay as they are annotated")
+        doubt = "; are they in seconds?" if late > 0.1 * sum(len(video.segments) for video in videos) else ""
+        notes.append(f"{path}: {late} segments end after their video's duration, and stay as they are annotated{doubt}")
     return notes
+
+
+def unusual_scale(root_mean_square: float) -> str | None:
+    """What to say of features far larger or smaller than the usual ones, which EFC learns slowly or not at all."""
+    low, high = USUAL_SCALE
+    if low <= root_mean_square <= high:
+        return None
+    return (
+        f"the features' root mean square is {root_mean_square:.2g}, usual are {low:g} to {high:g}; scale them, or "
+        "train with --squash true"
+    )
 
 
 def snippets_off(spec: FeatureSpec, n_snippets: int, duration_s: float) -> float:

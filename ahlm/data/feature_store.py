@@ -18,6 +18,7 @@ from ahlm.errors import DataError
 Source: TypeAlias = Path | tuple[Path, ...]
 
 SUFFIXES = (".npy", ".npz")
+LARGEST = 1e15  # sums of squares of larger values leave float32
 NPZ_KEY = "feats"  # ActionFormer's and OpenTAD's name of the array in a .npz
 
 
@@ -75,9 +76,11 @@ def check_features(array: object, path: str | Path, feature_dim: int | None) -> 
     _check_header(array.shape, array.dtype, path, feature_dim)
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is refused as such below
         features = np.array(array, np.float32) if isinstance(array, np.memmap) else np.asarray(array, np.float32)
-    if not np.isfinite(features).all():
-        snippet, dimension = np.argwhere(~np.isfinite(features))[0]
-        raise DataError(path, f"value [{snippet}, {dimension}]", "a finite number", array[snippet, dimension])
+    if not (features.min() > -LARGEST and features.max() < LARGEST):  # nor for NaN
+        snippet, dimension = np.argwhere(~(np.abs(features) < LARGEST))[0]
+        value = array[snippet, dimension]
+        expected = f"a number of a feature's size, below {LARGEST:g}" if np.isfinite(value) else "a finite number"
+        raise DataError(path, f"value [{snippet}, {dimension}]", expected, value)
     return features
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,9 +16,9 @@ from tqdm import tqdm
 
 from ahlm.config import DataConfig
 from ahlm.data.annotations import Annotation
-from ahlm.data.dataset import DURATION_TOLERANCE, Tree, ends_beyond, open_tree, snippets_off
+from ahlm.data.dataset import DURATION_TOLERANCE, Tree, ends_beyond, open_tree, snippets_off, unusual_scale
 from ahlm.data.feature_store import SUFFIXES, Source, features_shape, load_features
-from ahlm.data.layouts import SPLIT_FOLDERS, skipped_videos, split_videos
+from ahlm.data.layouts import SIDE_FILES, SPLIT_FOLDERS, skipped_videos, split_videos
 from ahlm.errors import DataError
 from ahlm.timeline import FeatureSpec
 
@@ -148,6 +149,10 @@ def inspect(config: DataConfig, progress: bool = False) -> Inspection:
     return found
 
 
+def _bare(label: str) -> str:
+    return " ".join(label.split()).casefold()
+
+
 def _some(names: Sequence[str], n: int = 5) -> str:
     return ", ".join(names[:n]) + (", ..." if len(names) > n else "")
 
@@ -208,9 +213,11 @@ def _check_labels(tree: Tree, listed: dict[str, _Listed], skipped: set[str], fou
         found.classes[label] = (videos[0][label], videos[1][label], segments[0][label], segments[1][label])
         if testing and videos[0][label] and not videos[1][label]:
             found.warn("class without test video", f"{where}: {label}")
-    for _, same in groupby(sorted(found.classes, key=str.casefold), str.casefold):
+    for _, same in groupby(sorted(found.classes, key=_bare), _bare):
         if len(spellings := list(same)) > 1:
-            found.warn("labels that differ in case alone", f"{where}: {', '.join(spellings)}")
+            found.warn("labels that differ in case or spaces alone", f"{where}: {', '.join(map(repr, spellings))}")
+    if several := [label for label in found.classes if set(label) & set(",;|")]:
+        found.warn("label that looks like several", f"{where}: {_some(several)}; a line, or an entry, for each label")
     if videos[0]:
         largest, most = videos[0].most_common(1)[0]
         for label, count in sorted(videos[0].items()):
@@ -247,8 +254,8 @@ def _check_files(tree: Tree, listed: dict[str, _Listed], found: Inspection) -> N
     twins = {path for path in present if path.suffix == ".npz" and path.with_suffix(".npy") in used}
     for path in sorted(twins):
         found.warn("two files of one video", f"{path}: {path.with_suffix('.npy').name} is read instead")
-    side_files: tuple[str, ...] = ("_fps.npy", "_timestamps_ms.npy") if tree.layout.name == "video_features" else ()
-    extra = [str(p) for p in present if p not in used and p not in twins and not p.name.endswith(side_files)]
+    side_files = SIDE_FILES if tree.layout.name == "video_features" else ()
+    extra = [str(p) for p in present if p not in used and p not in twins and not p.stem.endswith(side_files)]
     if extra:
         found.warn("file of no listed video", f"{len(extra)} files are not used: {_some(extra)}")
 
@@ -274,6 +281,7 @@ def _check_features(
             return {}
     found.feature_dim = feature_dim or 0
     lengths: dict[tuple[str, str], int] = {}
+    squares = count = 0.0
     digests: dict[bytes, tuple[str, str]] = {}
     for key in tqdm(shapes, desc="read", unit="video", disable=None if progress else True):
         try:
@@ -282,6 +290,7 @@ def _check_features(
             found.error("unusable features", error)
             continue
         lengths[key] = len(features)
+        squares, count = squares + float(np.square(features, dtype=np.float64).sum()), count + features.size
         if len(features) > 1 and not np.ptp(features, axis=0).any():
             found.warn("constant features", f"{_path(sources[key])}: all {len(features)} snippets are the same")
         first = digests.setdefault(hashlib.blake2b(features.tobytes(), digest_size=16).digest(), key)
@@ -291,6 +300,8 @@ def _check_features(
                 found.warn("same features twice", text)
             else:
                 found.error("test features in training", text)
+    if count and (note := unusual_scale(math.sqrt(squares / count))):
+        found.warn("unusual feature scale", f"{tree.layout.folder}: {note}")
     return lengths
 
 
@@ -302,26 +313,27 @@ def _check_durations(
     tree: Tree, listed: dict[str, _Listed], lengths: dict[tuple[str, str], int], found: Inspection
 ) -> None:
     known, off, seconds = 0, [], []
-    ends, beyond = 0, []
+    ends, beyond = 0, 0
     for (split, name), n in lengths.items():
         annotation = listed[split].annotations.get(name)
         if annotation is None:
             continue
+        end, lasts = max((segment.end_s for segment in annotation.segments), default=0.0), tree.spec.duration_s(n)
+        ends += bool(annotation.segments)
+        if ends_beyond(tree.spec, n, end) and end > 1.1 * (annotation.duration_s or 0):
+            beyond += 1
+            if annotation.duration_s is None:
+                text = f"{name}: a segment ends at {end:g} s, {n} snippets last {lasts:g} s"
+                found.warn("segment after the features' end", f"{tree.annotations_path}: {text}")
         if annotation.duration_s is None:
-            end, lasts = max((segment.end_s for segment in annotation.segments), default=0.0), tree.spec.duration_s(n)
-            ends += bool(annotation.segments)
-            if ends_beyond(tree.spec, n, end):
-                beyond.append(f"{name}: a segment ends at {end:g} s, {n} snippets last {lasts:g} s")
             continue
         known += 1
         seconds.append(annotation.duration_s / n)
         snippets = snippets_off(tree.spec, n, annotation.duration_s)
         if snippets > DURATION_TOLERANCE:
             off.append(f"{name}: {n} snippets and {annotation.duration_s:g} s are {snippets:.1f} snippets apart")
-    for text in beyond:
-        found.warn("segment after the features' end", f"{tree.annotations_path}: {text}")
-    if len(beyond) > WRONG_TIMELINE * ends:
-        text = f"{len(beyond)} of {ends} videos have segments after their features' end, {tree.spec}"
+    if beyond > max(1, WRONG_TIMELINE * ends):
+        text = f"{beyond} of {ends} videos have segments after their features' end, {tree.spec}"
         found.error("wrong timeline", f"{text} ({tree.spec_source}); are segments in seconds?")
     for text in off:
         found.warn("duration and snippets disagree", f"{tree.annotations_path}: {text}")

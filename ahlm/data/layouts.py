@@ -27,6 +27,7 @@ from ahlm.timeline import FeatureSpec
 
 STREAMS = ("rgb", "flow")
 SPLIT_FOLDERS = ("train", "test")
+SIDE_FILES = ("_fps", "_timestamps_ms")  # what video_features writes beside a video's features
 SPEC = "features.json"  # the timeline of the features
 SKIP_LIST = "missing_files.txt"  # OpenTAD's list of videos whose features could not be had
 FOLDERS_DEEP = 2  # features are looked for this many folders below the root
@@ -97,7 +98,7 @@ def detect_layout(root: Path, features: str | None = None) -> Layout:
         DataError: no features are found, or several folders hold some.
     """
     if not root.is_dir():
-        raise DataError(root, "folder", "a data set", "no such folder")
+        raise DataError(root.absolute(), "folder", "a data set", "a file" if root.is_file() else "no such folder")
     homes = [root / features] if features else [root, root / "features"]
     for home in homes:
         splits = [home / split for split in SPLIT_FOLDERS]

@@ -49,6 +49,8 @@ def slow_projection(dataset: FeatureDataset, size: int, read: Read = as_they_are
     for i in videos:
         centred = video(i) - mean
         total += centred.T @ centred / count
+    if not total.any():
+        raise ValueError("standardise: slow needs training features that differ; all snippets are the same")
     ridge = RIDGE * np.trace(total) / n_features * np.eye(n_features)
 
     projection = np.zeros((n_features, size))  # no difference is larger than another: the first round takes all

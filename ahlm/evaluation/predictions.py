@@ -145,6 +145,12 @@ def predicted_instances(
     return found, counts
 
 
+def first_label(results: dict[str, Any]) -> str | None:
+    """The label of the first detection of a file; none: there is no detection."""
+    decoded = (json.loads(bytes(items)) if isinstance(items, typed_json.Raw) else items for items in results.values())
+    return next((str(items[0]["label"]) for items in decoded if items), None)
+
+
 def _detection(name: str, field: str, item: Any) -> tuple[str, float, float, float]:
     return *_labelled_segment(name, field, item), _number(name, f"{field}.score", item.get("score"))
 

@@ -18,6 +18,7 @@ from ahlm.evaluation.boundaries import score_file
 from ahlm.evaluation.diagnosis import diagnose
 from ahlm.evaluation.predictions import (
     Source,
+    first_label,
     predicted_instances,
     read_database,
     read_results,
@@ -192,6 +193,9 @@ def evaluate(
     if results and counts["unknown_videos"] == len(results):
         expected = f"some of the {len(videos)} videos of the ground truth, {videos[0]} among them"
         raise DataError(name, "results", expected, f"others alone: {', '.join(list(results)[:3])}")
+    if counts["unknown_labels"] and not found_s.size:
+        expected = f"some of the {len(classes)} labels of the ground truth, {classes[0]!r} among them"
+        raise DataError(name, "results", expected, f"others alone: {first_label(results)!r}")
     backwards = int((found_s.end < found_s.start).sum())
     for number, what in (
         (counts["unknown_labels"], "predictions with labels unknown to the ground truth were left out"),

@@ -239,7 +239,8 @@ def test_controls_detectors_and_the_test_split(
 
 
 def test_errors(dataset: FeatureDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for options in (["--protocol", "thumos14-210"], ["--protocol", "thumos14-snippet-unfiltered"], ["--seeds", "-1"]):
+    protocols = (["--protocol", name] for name in ("thumos14-210", "thumos14-snippet-unfiltered"))
+    for options in (*protocols, ["--seeds", "-1"], ["--seeds", "0", "0"]):
         with pytest.raises(SystemExit) as wrong:
             main([*TINY, "--output-dir", str(tmp_path / "out"), *options])
         assert wrong.value.code == 2

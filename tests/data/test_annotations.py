@@ -35,6 +35,16 @@ def test_csv_of_tags(tmp_path: Path) -> None:
     assert read_annotations(path)["a"].subset == "train"
 
 
+def test_columns_that_are_not_read_are_an_error(tmp_path: Path) -> None:
+    """The split under another name would put test videos into training."""
+    path = tmp_path / "labels.csv"
+    path.write_text("video,label,t-start,split\na,run,1,test\n")
+    with pytest.raises(DataError, match=r"header: expected the columns video,label.*, got also split, t-start"):
+        read_annotations(path)
+    path.write_text("video,label,\na,run,\n")  # an empty column is none
+    assert read_annotations(path)["a"].labels == ("run",)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -44,11 +54,12 @@ def test_csv_of_tags(tmp_path: Path) -> None:
         ("video,label,start,end\na,run,1,soon\n", "line 2: expected a number of seconds, got 'soon'"),
         ("video,label,start,end\na,run,8.96,3.84\n", r"line 2: expected a start before its end, got .*\(swapped\?\)"),
         ("video,label,subset\na,run,train\na,run,test\n", "line 3: expected subset train, got test"),
+        ("video,label\na,run,jump\n", r"line 2: expected 2 cells, as in the header, got also jump \(a line a label\)"),
     ],
 )
 def test_malformed_lines_of_a_csv(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "labels.csv"
-    path.write_text(text + "b,run,0,1\n")
+    path.write_text(text + "b,run\n")
     with pytest.raises(DataError, match=message):
         read_annotations(path)
     problems: list[DataError] = []

@@ -187,6 +187,15 @@ def test_what_else_the_result_tells(real_data: Path) -> None:
     )
 
 
+def test_other_labels_alone_are_an_error(tmp_path: Path) -> None:
+    found = {"results": {"a": [{"label": "Run", "score": 0.5, "segment": [0, 10]}], "b": []}}
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    for source in (found, tmp_path / "found.json"):
+        with pytest.raises(DataError, match=r"some of the 2 labels of the ground truth, 'jump' among them, got others"):
+            evaluate(truth(), source)
+    assert evaluate(truth(), {"results": {"a": [], "b": []}}).headline == 0  # nothing found is no mistake
+
+
 def test_matches_by_hand() -> None:
     result = evaluate(truth(), predictions())
     assert result.matches(0.5) == [("a", "run", 0.5, (0.0, 10.0), (0.0, 10.0))]
