@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import math
 import os
 import sys
@@ -26,7 +27,7 @@ from ahlm.errors import DataError, NoSplit, exit_code
 from ahlm.evaluation import Result, evaluate
 from ahlm.evaluation.predictions import write_predictions
 from ahlm.kernels.compiled import default_backend
-from ahlm.localization import Localization, localize_pieces
+from ahlm.localization import Localization, localize_pieces, mean_of_pieces
 from ahlm.localization.directions import Direction, join_directions
 from ahlm.run_folder import FILES, RunFolder
 from ahlm.timeline import FeatureSpec
@@ -213,20 +214,11 @@ class Predictor:
         read: dict[int, list[NDArray[Any]]] = {}
         for batch in length_batches([len(part) for part in parts]):
             read.update(zip(batch, self._classify_whole([parts[i] for i in batch]), strict=True))
-        found, done = [], 0
-        for video, cut in zip(videos, cuts, strict=True):
-            of_video = [read[done + i] for i in range(len(cut))]
-            done += len(cut)
-            sequences = of_video[0][1:]
-            if len(cut) > 1:
-                count = np.zeros((len(video), 1), np.float32)
-                sequences = [np.zeros((len(video), s.shape[1]), np.float32) for s in sequences]
-                for (first, end), (_, *own) in zip(cut, of_video, strict=True):
-                    count[first:end] += 1
-                    for total, sequence in zip(sequences, own, strict=True):
-                        total[first:end] += sequence
-                sequences = [total / count for total in sequences]
-            found.append([cut, np.stack([scores for scores, *_ in of_video]), *sequences])
+        in_order = (read[i] for i in range(len(parts)))
+        found = []
+        for cut in cuts:
+            scores, *sequences = zip(*itertools.islice(in_order, len(cut)), strict=True)
+            found.append([cut, np.stack(scores), *(mean_of_pieces(cut, sequence) for sequence in sequences)])
         return found
 
     def _classify_whole(self, videos: Sequence[NDArray[np.float32]]) -> list[list[NDArray[Any]]]:

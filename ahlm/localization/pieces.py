@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,19 @@ from numpy.typing import NDArray
 from ahlm.config import LocalizationConfig, RefinementConfig
 from ahlm.localization.localize import Localization, candidates, suppressed
 from ahlm.localization.refinement import refine_change_points
+
+
+def mean_of_pieces(pieces: NDArray[np.int64], values: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Values of a whole video [n, K] from those of its pieces; where pieces overlap, their mean."""
+    if len(values) == 1:
+        return values[0]
+    total = np.zeros((pieces[-1, 1], values[0].shape[1]), np.float32)
+    count = np.zeros((len(total), 1), np.float32)
+    for (first, end), own in zip(pieces, values, strict=True):
+        total[first:end] += own
+        count[first:end] += 1
+    total /= count
+    return total
 
 
 def localize_pieces(
