@@ -33,7 +33,7 @@ class Checkpoint:
         classes: names in the order of the model's outputs, background left out.
         spec: of the features it was trained on.
         feature_dim: their dimension.
-        longest: snippets of the longest video it was trained on.
+        longest: snippets of the longest video it was trained on; none: the file does not say.
         step: training steps done.
     """
 
@@ -42,7 +42,7 @@ class Checkpoint:
     classes: tuple[str, ...]
     spec: FeatureSpec
     feature_dim: int
-    longest: int
+    longest: int | None
     step: int
 
 
@@ -76,8 +76,8 @@ def load_weights(path: str | Path) -> Checkpoint:
     if header.get("format") != FORMAT:
         raise DataError(path, "metadata", f"format {FORMAT}", header.get("format", "none"))
     try:
-        config, features, longest = config_from(header["config"]), header["features"], header["longest"]
-    except (ArgumentError, KeyError, ValueError) as error:
+        config, features = config_from(header["config"]), header["features"]
+    except (ArgumentError, ValueError) as error:
         found, hint = " ".join(str(error).split()), "written by another version of ahlm?"
         raise DataError(path, "config", "the settings of this version", found, hint) from None
     feature_dim = features.pop("feature_dim")
@@ -87,7 +87,7 @@ def load_weights(path: str | Path) -> Checkpoint:
     except RuntimeError as error:
         raise DataError(path, "weights", "tensors that fit the configuration", str(error).splitlines()[-1]) from None
     classes, spec = tuple(header["classes"]), FeatureSpec(**features)
-    return Checkpoint(model.eval(), config, classes, spec, feature_dim, longest, header["step"])
+    return Checkpoint(model.eval(), config, classes, spec, feature_dim, header.get("longest"), header["step"])
 
 
 def save_state(path: str | Path, state: dict[str, Any]) -> None:

@@ -35,10 +35,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        if error.errno is None:  # NumPy's, of a write that stopped half way
+        if type(error) is OSError and error.errno is None:  # NumPy's, of a write that stopped half way
             raise OSError(f"{path} could not be written ({error}); is the disk full?") from error
-        if error.filename is not None and not Path(error.filename).name.startswith(f".{path.name}."):
-            raise  # of another file
+        named = error.filename is not None and not Path(error.filename).name.startswith(f".{path.name}.")
+        if named or error.errno is None:
+            raise
         raise type(error)(error.errno, error.strerror, str(path)) from None
     finally:
         if temporary is not None:

@@ -8,7 +8,6 @@ import itertools
 import math
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -103,15 +102,17 @@ class Predictor:
             print(f"note: trained on {self.spec}; of these data {dataset.spec_source} says {dataset.spec}")
             self.spec = dataset.spec
 
-    def too_long(self, dataset: FeatureDataset, option: str) -> str | None:
+    def too_long(self, dataset: FeatureDataset, remedy: str) -> str | None:
         """What to say where videos are much longer than any in training and read as a whole; none: nothing."""
         longest = self.checkpoint.longest
+        if longest is None or self.config.classifier.window is not None:
+            return None
         n = sum(dataset.n_snippets(i) > MUCH_LONGER * longest for i in range(len(dataset)))
-        if not n or self.config.classifier.window is not None:
+        if not n:
             return None
         return (
             f"{n} videos are more than {MUCH_LONGER} times as long as any in training ({longest} snippets), up to "
-            f"{dataset.longest}; read as a whole they lose short actions: {option} {longest} takes them in pieces"
+            f"{dataset.longest}; read as a whole they lose short actions: {remedy} {longest} takes them in pieces"
         )
 
     def localize(self, features: NDArray[Any], duration_s: float | None = None, **localization: Any) -> list[Detection]:
@@ -351,10 +352,10 @@ def score(
 ) -> tuple[dict[str, Any], Result]:
     """Predictions on a split and their evaluation under the run's protocol; classes that it lacks count for nothing."""
     predictions = predict(predictor, dataset, analyses)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".* with labels unknown to the ground truth")
-        truth, protocol = dataset.ground_truth("test"), predictor.config.protocol
-        return predictions, evaluate(truth, predictions, protocol, subset="test")
+    known = {segment.label for video in dataset.videos for segment in video.segments}
+    results = {v: [d for d in found if d["label"] in known] for v, found in predictions["results"].items()}
+    truth, protocol = dataset.ground_truth("test"), predictor.config.protocol
+    return predictions, evaluate(truth, predictions | {"results": results}, protocol, subset="test")
 
 
 def load(run: str | Path, device: str = "cpu", window: int | None = None) -> Predictor:

@@ -66,7 +66,7 @@ class RunFolder:
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.claim()
         occupied = [file for file in FILES.values() if (folder.path / file).exists()]
-        if (folder.weights.exists() or folder.state.exists()) and not overwrite:
+        if folder.weights.exists() and not overwrite:  # without weights it cannot be resumed either
             raise FileExistsError(
                 f"{folder.path} holds a run ({', '.join(occupied)}); --resume goes on with it, --overwrite replaces it"
             )

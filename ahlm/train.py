@@ -432,7 +432,8 @@ def test(predictor: Predictor, dataset: FeatureDataset, folder: RunFolder) -> No
 
     Where a validation split chose a best checkpoint, its test result stands in eval.json under `best`.
     """
-    if long := predictor.too_long(dataset, "--classifier.window"):
+    remedy = f"python -m ahlm.infer --checkpoint {shlex.quote(str(folder.path))} ... --window"
+    if long := predictor.too_long(dataset, remedy):
         print(f"note: {long}")
     analyses = predictor.analyse_dataset(dataset)
     print(firing(analyses))
@@ -548,7 +549,7 @@ def run(config: Config, options: Any, argv: Sequence[str], earlier: tuple[RunFol
         print(f"stopped at step {trainer.step}; go on with: python -m ahlm.train --resume {here}", file=sys.stderr)
         return 130
     except OSError as error:
-        if not folder.state.exists():
+        if not folder.weights.exists():
             raise
         raise OSError(f"{error}; once that is mended, go on with: python -m ahlm.train --resume {here}") from error
     predictor = Predictor(load_weights(folder.weights), device)

@@ -49,6 +49,13 @@ step build 150 env AHLM_CUDA=$cuda "${install[@]}"
 if [ "$last_code" -ne 0 ]; then
   step build_without_cuda 60 env AHLM_CUDA=OFF "${install[@]}"
 fi
+# and not beside it: parts of an older installation would be measured in its place
+step parts 30 "$python" -c 'import sys
+from ahlm import _core
+from ahlm.kernels import cuda
+library = cuda.installed()
+sys.exit(not _core.__file__.startswith(sys.argv[1]) or bool(library and not str(library.path).startswith(sys.argv[1])))
+' "$work/site"
 step resources 30 "$python" bench/gpu_scan.py resources --output "$work/resources.json"
 # skipped tests end well too, so first: is there something to test
 step card 50 bash -c '"$0" -c "import sys, torch; from ahlm.kernels import cuda; sys.exit(cuda.obstacle(torch.device(\"cuda\")))" &&

@@ -226,7 +226,7 @@ def trainer(n_snippets: int = 800, n_features: int = 2048, config: Any = None) -
 
 
 def step_times(backend: str, repeats: int, **options: Any) -> dict[str, Any]:
-    """A training step with one implementation of the scans, or why the self-check refused it."""
+    """A training step with one implementation of the scans, or the error that kept it from running."""
     os.environ["AHLM_BACKEND"] = backend
     step = trainer(**options).train_step
     return {"backend": backend, **attempt(step, 2 if backend == "reference" else repeats)}

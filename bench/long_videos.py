@@ -46,6 +46,7 @@ def main() -> None:
     run = parser.parse_args().run
     whole = ahlm.load(run)
     window = whole.checkpoint.longest
+    assert window is not None, "weights of an older version"
     in_pieces = ahlm.load(run, window=window)
     dataset = open_split(whole.config.data, "test", whole.classes)
     for count in (1, 4, 16, 64):

@@ -7,6 +7,7 @@ import ctypes
 import importlib
 import importlib.util
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -143,34 +144,56 @@ def instruction_set(name: str) -> Iterator[None]:
         core.set_scan_instruction_set(before)
 
 
-@contextlib.contextmanager
-def full_products(device: torch.device) -> Iterator[None]:
-    """Float32 products of torch's own on a GPU without TF32, which would cost the backward three digits.
+def _nothing() -> None:
+    pass
+
+
+class _Tf32:
+    """TF32 in torch's own float32 products, off for as long as a scan of any thread runs on a GPU.
 
     torch has two sets of switches, and a mix of them is an error: each is turned back by its own name.
     """
-    switches: Any = torch.backends.cuda.matmul
-    try:
-        older = torch.get_float32_matmul_precision()
-    except RuntimeError:  # the newer ones were used
-        older = ""
-    newer = switches.fp32_precision
-    if device.type != "cuda" or older == "highest":
-        yield
-        return
-    try:
-        if older:
-            switches.allow_tf32 = False
-        else:
+
+    def __init__(self) -> None:
+        self.scans, self.lock = 0, threading.Lock()
+        self.turn_back: Callable[[], None] = _nothing
+
+    @contextlib.contextmanager
+    def off(self, device: torch.device) -> Iterator[None]:
+        """Products in full where a scan's backward needs them, which TF32 would cost three digits."""
+        if device.type != "cuda":
+            yield
+            return
+        with self.lock:
+            if not self.scans:
+                self.turn_back = self._turn_off()
+            self.scans += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.scans -= 1
+                if not self.scans:
+                    self.turn_back()
+
+    def _turn_off(self) -> Callable[[], None]:
+        """Returns what turns it back."""
+        switches: Any = torch.backends.cuda.matmul
+        try:
+            older = torch.get_float32_matmul_precision()
+        except RuntimeError:  # the newer names were used
+            newer = switches.fp32_precision
             switches.fp32_precision = "ieee"
-        yield
-    finally:
+            return partial(setattr, switches, "fp32_precision", newer)
+        if older == "highest":
+            return _nothing
+        switches.allow_tf32 = False
         if older == "medium":
-            torch.set_float32_matmul_precision(older)
-        elif older:
-            switches.allow_tf32 = True
-        else:
-            switches.fp32_precision = newer
+            return partial(torch.set_float32_matmul_precision, older)
+        return partial(setattr, switches, "allow_tf32", True)
+
+
+tf32 = _Tf32()
 
 
 def register_op(name: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Any:
@@ -186,7 +209,7 @@ def register_op(name: str, run: Callable[..., Any], fake: Callable[..., Any]) ->
         first: Tensor = arguments[0] if isinstance(arguments[0], Tensor) else arguments[0][0]
         # Triton launches on the current device; autograd may come from within autocast
         device = torch.cuda.device_of(first)  # type: ignore[no-untyped-call]
-        with device, torch.autocast(first.device.type, enabled=False), full_products(first.device):
+        with device, torch.autocast(first.device.type, enabled=False), tf32.off(first.device):
             return run(*arguments)
 
     schema = torch.library.infer_schema(run, mutates_args=())

@@ -27,7 +27,7 @@ except ImportError:  # Windows
 TOLERANCE = {"fp32": 1e-4, "fp16": 3e-2}
 
 UNFINISHED = "a check did not come to an end"
-UNFINISHED_AGAIN = "two checks did not come to an end"
+UNFINISHED_AGAIN = "two checks did not come to an end, or still go on"
 
 _verdicts: dict[tuple[str, str, str], bool] = {}
 _one_thread = threading.RLock()
@@ -145,7 +145,8 @@ def _kept(path: Path, known: dict[str, Any]) -> str | None:
     """The reason of a verdict on disk; none: there is no verdict, or no file that holds one, of these facts."""
     try:
         verdict = json.loads(path.read_text())
-        return str(verdict["reason"]) if verdict["facts"] == known else None
+        reason = verdict["reason"]
+        return reason if verdict["facts"] == known and isinstance(reason, str) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

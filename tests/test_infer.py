@@ -18,7 +18,7 @@ from ahlm.config import DataConfig, LocalizationConfig, RefinementConfig
 from ahlm.data.dataset import open_dataset
 from ahlm.data.sampling import pieces
 from ahlm.data.synthetic import demo_dataset, write_demo
-from ahlm.infer import Predictor, at_every_snippet, length_batches, main, moved, predict, true_edges
+from ahlm.infer import Predictor, at_every_snippet, length_batches, main, moved, predict, score, true_edges
 from ahlm.localization import localize
 from ahlm.timeline import FeatureSpec
 from ahlm.train import Trainer, new_model
@@ -314,6 +314,17 @@ def test_values_beyond_the_model_name_their_video(
     assert usage.value.code == 2
 
 
+def test_a_split_without_the_classes_that_are_found_scores_nothing(run: Path) -> None:
+    predictor, dataset = ahlm.load(run), demo_dataset("test").subset([0])
+    found = {d.label for d in predictor.localize(dataset.features(0))}
+    other = next(label for label in predictor.classes if label not in found)
+    segment = dataset.videos[0].segments[0]._replace(label=other)
+    dataset.videos = (dataclasses.replace(dataset.videos[0], labels=(other,), segments=(segment,)),)
+    predictions, result = score(predictor, dataset, predictor.analyse_dataset(dataset, progress=False))
+    assert result.headline == 0
+    assert {d["label"] for d in predictions["results"]["test_000"]} == found
+
+
 def test_timestamps_beside_a_file_are_its_timeline(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -322,10 +333,11 @@ def test_timestamps_beside_a_file_are_its_timeline(
     np.save(tmp_path / "a_fps.npy", np.array(50.0))
     np.save(tmp_path / "a_timestamps_ms.npy", 320.0 * np.arange(1, len(features) + 1))
     output = ["--output", str(tmp_path / "out.json"), "--overwrite"]
-    for source in (tmp_path / "a.npy", tmp_path):
+    np.save(tmp_path / "gopro_60_fps.npy", features)  # a video of its own
+    for source, names in ((tmp_path / "a.npy", ["a"]), (tmp_path, ["a", "gopro_60_fps"])):
         assert main(["--checkpoint", str(run), str(source), *output]) == 0
         assert "50 fps, stride 16, window 16: 0.32 s a snippet (from timestamps)" in capsys.readouterr().out
-        assert list(json.loads((tmp_path / "out.json").read_text())["results"]) == ["a"]
+        assert list(json.loads((tmp_path / "out.json").read_text())["results"]) == names
 
 
 def test_true_boundaries_must_be_there(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,13 +30,13 @@ from ahlm.data.feature_store import (
 )
 from ahlm.data.layouts import (
     FOLDERS_DEEP,
-    SIDE_FILES,
     SPEC,
     Layout,
     affixes,
     array_files,
     detect_layout,
     find_annotations,
+    is_side_file,
     skipped_videos,
     split_videos,
     timestamps_spec,
@@ -48,6 +48,7 @@ from ahlm.timeline import FeatureSpec
 FILE_SUFFIXES = (*SUFFIXES, ".mp4", ".avi", ".mkv", ".mov", ".webm")  # of what a list of videos may name by mistake
 MEMORY_BUDGET = 4 << 30  # bytes of features kept in memory; beyond it they are memory-mapped each time
 USUAL_SCALE = (0.02, 100.0)  # root mean squares; L2-normalised features of 2,048 dimensions have .022
+FAR = 1.1  # durations at which a segment's end is no rounding
 DURATION_TOLERANCE = 2  # snippets by which a duration and a snippet count may disagree
 
 
@@ -235,7 +236,8 @@ class FeatureDataset:
         """
         paths: list[Path] = []
         for path in map(Path, files):
-            inside = [file for name, file in array_files(path).items() if not name.endswith(SIDE_FILES)]
+            files_in = array_files(path)
+            inside = [file for name, file in files_in.items() if not is_side_file(name, files_in)]
             if path.is_dir() and not inside:
                 raise DataError(path, "folder", "feature files ID.npy or ID.npz", "none")
             paths += inside or [path]
@@ -439,7 +441,7 @@ def _reconcile(dataset: FeatureDataset, path: Path) -> list[str]:
     detections are cut at the features' end. Segments stay as annotated, so that a score is that of the annotation file:
     cutting the 62 late ones of THUMOS14's test set takes 1.2 points of average mAP from published detections.
     """
-    cut, late, beyond, disagree = 0, 0, 0, []
+    cut, late, far, beyond, disagree = 0, 0, 0, 0, []
     videos = list(dataset.videos)
     for i, video in enumerate(videos):
         n = dataset.n_snippets(i)
@@ -448,6 +450,7 @@ def _reconcile(dataset: FeatureDataset, path: Path) -> list[str]:
             beyond += sum(ends_beyond(dataset.spec, n, segment.end_s) for segment in video.segments)
             continue
         late += sum(segment.end_s > video.duration_s + 1e-6 for segment in video.segments)
+        far += sum(segment.end_s > FAR * video.duration_s for segment in video.segments)
         if snippets_off(dataset.spec, n, video.duration_s) > DURATION_TOLERANCE:
             disagree.append(f"{video.id} has {n} snippets and lasts {video.duration_s:g} s")
             videos[i] = replace(video, duration_s=max(video.duration_s, dataset.spec.duration_s(n)))
@@ -465,7 +468,7 @@ def _reconcile(dataset: FeatureDataset, path: Path) -> list[str]:
         where = f"{dataset.spec}, {dataset.spec_source}"
         notes.append(f"{path}: {beyond} segments end after their video's features ({where}); are they in seconds?")
     if late:
-        doubt = "; are they in seconds?" if late > 0.1 * sum(len(video.segments) for video in videos) else ""
+        doubt = "; are they in seconds?" if far > 0.1 * sum(len(video.segments) for video in videos) else ""
         notes.append(f"{path}: {late} segments end after their video's duration, and stay as they are annotated{doubt}")
     return notes
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ahlm.config import DataConfig
 from ahlm.data.annotations import Annotation
-from ahlm.data.dataset import DURATION_TOLERANCE, Tree, ends_beyond, open_tree, snippets_off, unusual_scale
+from ahlm.data.dataset import DURATION_TOLERANCE, FAR, Tree, ends_beyond, open_tree, snippets_off, unusual_scale
 from ahlm.data.feature_store import SUFFIXES, Source, features_shape, load_features
 from ahlm.data.layouts import SIDE_FILES, SPLIT_FOLDERS, skipped_videos, split_videos
 from ahlm.errors import DataError
@@ -320,7 +320,7 @@ def _check_durations(
             continue
         end, lasts = max((segment.end_s for segment in annotation.segments), default=0.0), tree.spec.duration_s(n)
         ends += bool(annotation.segments)
-        if ends_beyond(tree.spec, n, end) and end > 1.1 * (annotation.duration_s or 0):
+        if ends_beyond(tree.spec, n, end) and end > FAR * (annotation.duration_s or 0):
             beyond += 1
             if annotation.duration_s is None:
                 text = f"{name}: a segment ends at {end:g} s, {n} snippets last {lasts:g} s"
@@ -332,7 +332,7 @@ def _check_durations(
         snippets = snippets_off(tree.spec, n, annotation.duration_s)
         if snippets > DURATION_TOLERANCE:
             off.append(f"{name}: {n} snippets and {annotation.duration_s:g} s are {snippets:.1f} snippets apart")
-    if beyond > max(1, WRONG_TIMELINE * ends):
+    if beyond > WRONG_TIMELINE * ends and (beyond > 1 or ends == 1):
         text = f"{beyond} of {ends} videos have segments after their features' end, {tree.spec}"
         found.error("wrong timeline", f"{text} ({tree.spec_source}); are segments in seconds?")
     for text in off:

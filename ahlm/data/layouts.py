@@ -13,7 +13,7 @@ OpenTAD, and of the extractor video_features.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ from ahlm.timeline import FeatureSpec
 
 STREAMS = ("rgb", "flow")
 SPLIT_FOLDERS = ("train", "test")
-SIDE_FILES = ("_fps", "_timestamps_ms")  # what video_features writes beside a video's features
+SIDE_FILES = ("_fps", "_timestamps_ms")  # ends of what video_features writes beside a video's features
 SPEC = "features.json"  # the timeline of the features
 SKIP_LIST = "missing_files.txt"  # OpenTAD's list of videos whose features could not be had
 FOLDERS_DEEP = 2  # features are looked for this many folders below the root
@@ -85,6 +85,15 @@ def array_files(folder: Path) -> dict[str, Path]:
         if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
             files.setdefault(path.stem, path)
     return files
+
+
+def is_side_file(stem: str, stems: Collection[str]) -> bool:
+    """Whether a file tells the timeline of another one's features."""
+    for end in SIDE_FILES:
+        name = stem.removesuffix(end)
+        if name != stem and not {name, *(f"{name}_{stream}" for stream in STREAMS)}.isdisjoint(stems):
+            return True
+    return False
 
 
 def detect_layout(root: Path, features: str | None = None) -> Layout:

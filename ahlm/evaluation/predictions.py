@@ -145,10 +145,14 @@ def predicted_instances(
     return found, counts
 
 
-def first_label(results: dict[str, Any]) -> str | None:
-    """The label of the first detection of a file; none: there is no detection."""
-    decoded = (json.loads(bytes(items)) if isinstance(items, typed_json.Raw) else items for items in results.values())
-    return next((str(items[0]["label"]) for items in decoded if items), None)
+def unknown_label(results: dict[str, Any], videos: list[str]) -> str:
+    """One of the labels of a file whose detections in these videos all have labels that nobody knows."""
+    for video in videos:
+        items = results.get(video, results.get(video.removeprefix("v_")))
+        decoded = json.loads(bytes(items)) if isinstance(items, typed_json.Raw) else items
+        if decoded:
+            return str(decoded[0]["label"])
+    return ""
 
 
 def _detection(name: str, field: str, item: Any) -> tuple[str, float, float, float]:

@@ -18,12 +18,12 @@ from ahlm.evaluation.boundaries import score_file
 from ahlm.evaluation.diagnosis import diagnose
 from ahlm.evaluation.predictions import (
     Source,
-    first_label,
     predicted_instances,
     read_database,
     read_results,
     select_subset,
     truth_instances,
+    unknown_label,
 )
 from ahlm.evaluation.protocols import PROTOCOLS, Protocol
 from ahlm.evaluation.ranking import average_recall, classification
@@ -177,7 +177,8 @@ def evaluate(
         backend: see `average_precision`.
 
     Raises:
-        DataError: a malformed file, a subset without ground truth, a protocol without the list that it needs.
+        DataError: a malformed file, a subset without ground truth, a protocol without the list that it needs, or
+            predictions of other videos, or with other labels, alone.
         ValueError: an unknown protocol, or a threshold outside (0, 1].
     """
     rules = _rules(protocol, tious)
@@ -195,7 +196,7 @@ def evaluate(
         raise DataError(name, "results", expected, f"others alone: {', '.join(list(results)[:3])}")
     if counts["unknown_labels"] and not found_s.size:
         expected = f"some of the {len(classes)} labels of the ground truth, {classes[0]!r} among them"
-        raise DataError(name, "results", expected, f"others alone: {first_label(results)!r}")
+        raise DataError(name, "results", expected, f"others alone: {unknown_label(results, videos)!r}")
     backwards = int((found_s.end < found_s.start).sum())
     for number, what in (
         (counts["unknown_labels"], "predictions with labels unknown to the ground truth were left out"),

@@ -44,7 +44,8 @@ def localize_pieces(
     """Detections of a video whose pieces have scores of their own; of a single piece, what `localize` finds.
 
     Pieces overlap by half, so what a piece's edge cuts off lies wholly in another, unless it is longer than half a
-    piece; only then is it kept. Change-points are refined over the whole video, detections suppressed over all pieces.
+    piece; only then is it kept (as is what `extend` takes to a piece's edge). Change-points are refined over the whole
+    video, detections suppressed over all pieces.
 
     Args:
         pieces: first snippet of each, and the edge where it ends [P, 2]; see `ahlm.data.sampling.pieces`.
@@ -80,7 +81,7 @@ def localize_pieces(
             boundaries_s=boundaries_s[inside],
         )
         is_cut = ((first > 0) & (part.start_s <= begin_s)) | (not is_last) & (part.end_s >= end_s)
-        kept = ~is_cut | (part.end_s - part.start_s >= (end_s - begin_s) / 2)
+        kept = ~is_cut | (part.end_s - part.start_s >= (edges_s[end] - begin_s) / 2)
         times = (part.start_s[kept], part.end_s[kept])
         chosen = part.foreground_change_points + first
         found.append(Localization(part.class_index[kept], part.score[kept], *times, points, chosen))

@@ -189,9 +189,12 @@ def test_what_else_the_result_tells(real_data: Path) -> None:
 
 def test_other_labels_alone_are_an_error(tmp_path: Path) -> None:
     found = {"results": {"a": [{"label": "Run", "score": 0.5, "segment": [0, 10]}], "b": []}}
+    found["results"]["elsewhere"] = [{"label": "run", "score": 0.5, "segment": [0, 10]}]
     (tmp_path / "found.json").write_text(json.dumps(found))
     for source in (found, tmp_path / "found.json"):
-        with pytest.raises(DataError, match=r"some of the 2 labels of the ground truth, 'jump' among them, got others"):
+        with pytest.raises(
+            DataError, match=r"some of the 2 labels of the ground truth, 'jump' among them, got others alone: 'Run'"
+        ):
             evaluate(truth(), source)
     assert evaluate(truth(), {"results": {"a": [], "b": []}}).headline == 0  # nothing found is no mistake
 

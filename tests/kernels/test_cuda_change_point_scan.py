@@ -350,5 +350,6 @@ def test_without_a_card() -> None:
     if library is not None:  # built with nvcc: loads without a driver, and says what is missing
         fits = ctypes.c_int32(7)
         error = library.calls.ahlm_cuda_device_fits(ctypes.byref(fits))
-        assert (error, fits.value) == (35, 0)
-        assert b"driver" in library.calls.ahlm_cuda_error(error)
+        assert error in (35, 100)  # no driver, or no device that it may see
+        assert fits.value == 0
+        assert any(word in library.calls.ahlm_cuda_error(error) for word in (b"driver", b"device"))

@@ -289,7 +289,7 @@ def test_a_check_that_twice_never_ended_is_a_refusal(cache: Path, monkeypatch: p
     assert self_check.is_trusted("triton", "a scan", CPU, is_killed)
     file.write_text(killed[1])
     monkeypatch.setattr(self_check, "_verdicts", {})
-    with pytest.warns(RuntimeWarning, match="two checks did not come to an end"):
+    with pytest.warns(RuntimeWarning, match="two checks did not come to an end, or still go on"):
         assert not tried(Kernel(), [])
 
 
@@ -318,7 +318,7 @@ def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 SWITCHES = """
 import sys, torch
-from ahlm.kernels.compiled import full_products
+from ahlm.kernels.compiled import tf32
 
 def state():
     def older():
@@ -332,11 +332,19 @@ def state():
 
 exec(sys.argv[1])
 before = state()
-with full_products(torch.device("cpu")):
+with tf32.off(torch.device("cpu")):
     assert state() == before
+# of two scans that overlap, in threads of their own, the last one turns it back
+first, second = (tf32.off(torch.device("cuda")) for _ in range(2))
+first.__enter__()
+second.__enter__()
+first.__exit__(None, None, None)
+assert not torch.backends.cuda.matmul.allow_tf32
+second.__exit__(None, None, None)
+assert state() == before, (before, state())
 for error in (None, KeyError):
     try:
-        with full_products(torch.device("cuda")):
+        with tf32.off(torch.device("cuda")):
             assert not torch.backends.cuda.matmul.allow_tf32
             assert torch.backends.cuda.matmul.fp32_precision in ("ieee", "none")
             if error:

@@ -114,6 +114,21 @@ def test_a_stated_end_is_no_cut() -> None:
     assert segments(found) == [(0, 11.0, 13.0)]
 
 
+def test_a_duration_beyond_the_features_cuts_nothing() -> None:
+    cas = np.zeros((150, 1), np.float32)
+    cas[50:, 0] = 0.9
+    found, longer = (run(pieces(150, 100), cas, [[1.0]] * 2, [50], duration_s=duration) for duration in (150.0, 300.0))
+    assert segments(found) == segments(longer)
+
+
+def test_fragments_at_the_stated_end_are_left_out() -> None:
+    cas = np.zeros((30, 1), np.float32)
+    cas[4:8, 0] = 0.9
+    config = replace(CONFIG, nms_tiou=0.9)
+    found = run(pieces(30, 10), cas, [[1.0]] * 5, [4, 8], duration_s=10.5, config=config)
+    assert segments(found) == [(0, 4.0, 8.0)]
+
+
 def test_change_points_are_refined_over_the_whole_video() -> None:
     cas = np.full((20, 1), 0.9, np.float32)
     found = run(pieces(20, 10), cas, [[1.0]] * 3, [7, 9, 11], refinement=RefinementConfig())  # all snippets are alike
