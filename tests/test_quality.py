@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 # thresholds are those of a classifier that change-points have taught, and the gain is the paper's
 FLOORS = {
     "ucf15": {"thresholds": 64.0, "both": 75.9, "gain": 10.0, "f1": 0.80},
-    "hapt": {"thresholds": 58.2, "both": 64.6, "gain": 2.4, "f1": 0.57},
+    "hapt": {"thresholds": 59.8, "both": 66.7, "gain": 2.4, "f1": 0.57},
 }
 HIGHEST_RATE = {"ucf15": 1.22, "hapt": 1.34}  # times the true one
 
