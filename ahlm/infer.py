@@ -20,13 +20,13 @@ from tqdm import tqdm
 from ahlm.checkpoint import Checkpoint, load_weights
 from ahlm.config import DEVICE, Config, DataConfig
 from ahlm.data.dataset import FeatureDataset, open_dataset
-from ahlm.data.sampling import collate, pieces, sample_snippets_test
+from ahlm.data.sampling import collate, sample_snippets_test
 from ahlm.data.synthetic import open_split
 from ahlm.errors import DataError, NoSplit, exit_code
 from ahlm.evaluation import Result, evaluate
 from ahlm.evaluation.predictions import write_predictions
 from ahlm.kernels.compiled import default_backend
-from ahlm.localization import Localization, localize_pieces, mean_of_pieces
+from ahlm.localization import Localization, cut_in_pieces, localize_pieces, mean_of_pieces
 from ahlm.localization.directions import Direction, join_directions
 from ahlm.run_folder import FILES, RunFolder
 from ahlm.timeline import FeatureSpec
@@ -210,7 +210,7 @@ class Predictor:
 
     def _classify(self, videos: Sequence[NDArray[np.float32]]) -> list[list[NDArray[Any]]]:
         """Pieces, their video scores, CAS, attention and embedding of every video; where pieces overlap, their mean."""
-        cuts = [pieces(len(video), self.config.classifier.window) for video in videos]
+        cuts = [cut_in_pieces(len(video), self.config.classifier.window) for video in videos]
         parts = [video[first:end] for video, cut in zip(videos, cuts, strict=True) for first, end in cut]
         read: dict[int, list[NDArray[Any]]] = {}
         for batch in length_batches([len(part) for part in parts]):

@@ -16,10 +16,9 @@ from ahlm.arguments import load_recipe
 from ahlm.checkpoint import Checkpoint, save_weights
 from ahlm.config import DataConfig, LocalizationConfig, RefinementConfig
 from ahlm.data.dataset import open_dataset
-from ahlm.data.sampling import pieces
 from ahlm.data.synthetic import demo_dataset, write_demo
 from ahlm.infer import Predictor, at_every_snippet, length_batches, main, moved, predict, score, true_edges
-from ahlm.localization import localize
+from ahlm.localization import cut_in_pieces, localize
 from ahlm.timeline import FeatureSpec
 from ahlm.train import Trainer, new_model
 
@@ -71,7 +70,7 @@ def test_a_long_video_is_taken_in_pieces(run: Path, tmp_path: Path, capsys: pyte
     dataset, plain, predictor = demo_dataset("test"), ahlm.load(run), ahlm.load(run, window=60)
     long = np.concatenate([dataset.features(i) for i in range(6)])
     (analysis,), (whole,) = predictor.analyse([long]), plain.analyse([long])
-    assert analysis.pieces.tolist() == pieces(len(long), 60).tolist()
+    assert analysis.pieces.tolist() == cut_in_pieces(len(long), 60).tolist()
     assert analysis.video_scores.shape == (len(analysis.pieces), 4)
     # what is said of a snippet is the mean of the two pieces that it lies in
     alone = plain.analyse([long[first:end] for first, end in analysis.pieces])

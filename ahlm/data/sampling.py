@@ -23,18 +23,6 @@ def sample_snippets_test(n: int, size: int, turn: int = 0, passes: int = 1) -> N
     return np.arange(n) if n <= size else (np.arange(size) * passes + turn) * n // (size * passes)
 
 
-def pieces(n: int, size: int | None) -> NDArray[np.int64]:
-    """First snippet of each piece of a video and the edge where it ends [P, 2]: the whole of it where n <= `size`.
-
-    Pieces of `size` snippets, evenly spread, of which neighbours share half or more; together they are the video.
-    """
-    if size is None or n <= size:
-        return np.array([[0, n]])
-    steps = -((n - size) // -max(1, size // 2))
-    first = np.arange(steps + 1) * (n - size) // steps
-    return np.stack([first, first + size], axis=1)
-
-
 def crop_start(n: int, size: int, rng: np.random.Generator) -> int:
     """First snippet of a random contiguous crop; 0 when the video is no longer than the crop."""
     return int(rng.integers(0, n - size + 1)) if n > size else 0

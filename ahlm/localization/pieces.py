@@ -14,6 +14,18 @@ from ahlm.localization.localize import Localization, candidates, suppressed
 from ahlm.localization.refinement import refine_change_points
 
 
+def cut_in_pieces(n: int, size: int | None) -> NDArray[np.int64]:
+    """First snippet of each piece of a video and the edge where it ends [P, 2]: the whole of it where n <= `size`.
+
+    Pieces of `size` snippets, evenly spread, of which neighbours share half or more; together they are the video.
+    """
+    if size is None or n <= size:
+        return np.array([[0, n]])
+    steps = -((n - size) // -max(1, size // 2))
+    first = np.arange(steps + 1) * (n - size) // steps
+    return np.stack([first, first + size], axis=1)
+
+
 def mean_of_pieces(pieces: NDArray[np.int64], values: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     """Values of a whole video [n, K] from those of its pieces; where pieces overlap, their mean."""
     if len(values) == 1:
@@ -48,7 +60,7 @@ def localize_pieces(
     video, detections suppressed over all pieces.
 
     Args:
-        pieces: first snippet of each, and the edge where it ends [P, 2]; see `ahlm.data.sampling.pieces`.
+        pieces: first snippet of each, and the edge where it ends [P, 2]; see `cut_in_pieces`.
         cas: of the whole video, as in `localize`, and so are the others.
         video_scores: of each piece [P, C].
         attention: foreground attention [n].
