@@ -344,9 +344,8 @@ _TABLE: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     (
         "detector.width detector.state_size detector.latent_size detector.snippet_latent_size detector.look_ahead "
         "detector.crop classifier.width classifier.n_snippets classifier.passes classifier.window "
-        "classifier.topk_foreground "
-        "classifier.topk_context classifier.topk_background detector_optim.batch_size classifier_optim.batch_size "
-        "localization.upsample localization.max_segments refinement.max_rounds save_every",
+        "classifier.topk_foreground classifier.topk_context classifier.topk_background detector_optim.batch_size "
+        "classifier_optim.batch_size localization.upsample localization.max_segments refinement.max_rounds save_every",
         "at least 1",
         lambda value: value >= 1,
     ),

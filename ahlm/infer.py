@@ -352,10 +352,14 @@ def score(
 ) -> tuple[dict[str, Any], Result]:
     """Predictions on a split and their evaluation under the run's protocol; classes that it lacks count for nothing."""
     predictions = predict(predictor, dataset, analyses)
-    known = {segment.label for video in dataset.videos for segment in video.segments}
-    results = {v: [d for d in found if d["label"] in known] for v, found in predictions["results"].items()}
     truth, protocol = dataset.ground_truth("test"), predictor.config.protocol
-    return predictions, evaluate(truth, predictions | {"results": results}, protocol, subset="test")
+    return predictions, evaluate(truth, of_labels(predictions, dataset.segment_labels), protocol, subset="test")
+
+
+def of_labels(predictions: dict[str, Any], labels: set[str]) -> dict[str, Any]:
+    """Predictions with the detections of some classes alone."""
+    results = {video: [d for d in found if d["label"] in labels] for video, found in predictions["results"].items()}
+    return predictions | {"results": results}
 
 
 def load(run: str | Path, device: str = "cpu", window: int | None = None) -> Predictor:

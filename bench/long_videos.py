@@ -14,8 +14,7 @@ import numpy as np
 import ahlm
 from ahlm.data.dataset import FeatureDataset, Video
 from ahlm.data.synthetic import open_split
-from ahlm.evaluation import evaluate
-from ahlm.infer import Predictor, predict
+from ahlm.infer import Predictor, score
 
 
 def joined(dataset: FeatureDataset, count: int) -> FeatureDataset:
@@ -35,8 +34,7 @@ def joined(dataset: FeatureDataset, count: int) -> FeatureDataset:
 
 def mean_ap(predictor: Predictor, dataset: FeatureDataset) -> float:
     """Average mAP of a data set under the run's protocol."""
-    truth, found = dataset.ground_truth("test"), predict(predictor, dataset)
-    return evaluate(truth, found, predictor.config.protocol, subset="test").headline
+    return score(predictor, dataset, predictor.analyse_dataset(dataset))[1].headline
 
 
 def main() -> None:

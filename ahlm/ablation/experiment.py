@@ -18,7 +18,7 @@ from ahlm.config import Config
 from ahlm.data.dataset import FeatureDataset
 from ahlm.evaluation import PROTOCOLS, evaluate
 from ahlm.files import read_json, write_json
-from ahlm.infer import Predictor, VideoAnalysis, predict
+from ahlm.infer import Predictor, VideoAnalysis, of_labels, predict
 
 STAGES = ("detected", "foreground")
 
@@ -56,7 +56,7 @@ class Experiment:
         self._truth, self._ground_truth = boundaries(scored), scored.ground_truth("test")
         truths = [self._ground_truth, *(split.ground_truth("") for split in (training, tuning))]
         self._prints = [*truths, *(split.fingerprint for split in (training, scored, tuning))]
-        self._classes = {segment.label for video in scored.videos for segment in video.segments}
+        self._classes = scored.segment_labels
         self._fitted: dict[str, Fitted] = {}
         self._analyses: dict[tuple[str, str, bool, float, int, int | None], tuple[Predictor, list[VideoAnalysis]]] = {}
 
@@ -85,12 +85,13 @@ class Experiment:
     def _compute(self, row: Row, config: Config) -> dict[str, Any]:
         predictor, analyses = self._analysed(config, row.plain_mil)
         analyses, settings = self._with_points(row, config.seed, analyses)
-        predictions = predict(predictor, self.scored, analyses, config, oracle=row.points == "oracle")
+        everything = predict(predictor, self.scored, analyses, config, oracle=row.points == "oracle")
         # a validation split may lack a class; what is found of it counts for nothing, as in the evaluation of a file
-        found = {v: [d for d in items if d["label"] in self._classes] for v, items in predictions["results"].items()}
-        predictions["results"] = found
+        predictions = of_labels(everything, self._classes)
         result = evaluate(self._ground_truth, predictions, config.protocol, subset="test")
-        samples = resampled_map(self._ground_truth["database"], found, self.counts, PROTOCOLS[config.protocol])
+        samples = resampled_map(
+            self._ground_truth["database"], predictions["results"], self.counts, PROTOCOLS[config.protocol]
+        )
         values: dict[str, Any] = {
             "mAP": result.mAP,
             "average": result.headline,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ahlm.config import Config
+from ahlm.kernels.change_point_scan import ScanRules
 
 Points = Literal[
     "detected", "oracle", "every_third", "random", "uniform",
@@ -165,8 +166,8 @@ def _reading(config: Config) -> list[Row]:
 def _steps(config: Config) -> list[Row]:
     """The other parts of the method, switched one at a time."""
     detector = config.detector
-    # else nothing reads the state that a reset starts afresh
-    has_state = (detector.static_belief, detector.change_prior, detector.evidence) != ("held", "constant", "start")
+    # else there is no state that a reset could start afresh
+    has_state = ScanRules(detector.static_belief, detector.change_prior, detector.evidence).uses_state
     choices: dict[str, dict[str, Any]] = {
         "one direction": {"detector.both_directions": False},
         "both directions": {"detector.both_directions": True},

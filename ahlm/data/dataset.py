@@ -155,6 +155,11 @@ class FeatureDataset:
         return math.sqrt(total / sum(features.size for features in values))
 
     @property
+    def segment_labels(self) -> set[str]:
+        """Classes that can be scored: those of some segment."""
+        return {segment.label for video in self.videos for segment in video.segments}
+
+    @property
     def longest(self) -> int:
         """Snippets of the longest video."""
         return max(map(self.n_snippets, range(len(self))))

@@ -54,6 +54,7 @@ def localize(
     refinement: RefinementConfig,
     similarity_features: ArrayLike | None = None,
     boundaries_s: ArrayLike | None = None,
+    suppresses: bool = True,
 ) -> Localization:
     """Detections of one video of n snippets and C classes (section 3.3, end).
 
@@ -75,6 +76,7 @@ def localize(
         similarity_features: what the LCS step compares [n, F]; may be none where that step is off.
         boundaries_s: seconds of the boundaries that the change-points mark [P], for a detector that is early or late or
             finer than a snippet; none: the seconds of their edges.
+        suppresses: off: detections that overlap all stay, in no order.
 
     Raises:
         ValueError: shapes that do not fit, values that are not finite, change-points unsorted or out of range,
@@ -88,35 +90,6 @@ def localize(
         >>> found.start_s.tolist(), found.end_s.tolist(), found.foreground_change_points.tolist()
         ([0.64], [1.92], [1, 3])
     """
-    found = candidates(
-        cas,
-        video_scores,
-        attention,
-        change_points,
-        edges_s,
-        duration_s,
-        config=config,
-        refinement=refinement,
-        similarity_features=similarity_features,
-        boundaries_s=boundaries_s,
-    )
-    return suppressed(found, config)
-
-
-def candidates(
-    cas: ArrayLike,
-    video_scores: ArrayLike,
-    attention: ArrayLike | None,
-    change_points: ArrayLike,
-    edges_s: ArrayLike,
-    duration_s: float,
-    *,
-    config: LocalizationConfig,
-    refinement: RefinementConfig,
-    similarity_features: ArrayLike | None = None,
-    boundaries_s: ArrayLike | None = None,
-) -> Localization:
-    """What `localize` finds before overlapping detections are suppressed, in no order."""
     activation, scores, focus, points, edges = _checked(cas, video_scores, attention, change_points, edges_s)
     boundaries = edges[points] if boundaries_s is None else np.asarray(boundaries_s, np.float64)
     if boundaries.shape != points.shape or not np.isfinite(boundaries).all() or np.any(np.diff(boundaries) < 0):
@@ -171,7 +144,8 @@ def candidates(
     class_index, score, start_s, end_s = (np.concatenate(column) for column in zip(*found, strict=True))
     visible = end_s > start_s  # a proposal may lie wholly after the stated end of the video
     class_index = chosen[class_index][visible].astype(np.int64)
-    return Localization(class_index, score[visible], start_s[visible], end_s[visible], points, selected)
+    localization = Localization(class_index, score[visible], start_s[visible], end_s[visible], points, selected)
+    return suppressed(localization, config) if suppresses else localization
 
 
 def suppressed(found: Localization, config: LocalizationConfig) -> Localization:

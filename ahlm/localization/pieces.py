@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ahlm.config import LocalizationConfig, RefinementConfig
-from ahlm.localization.localize import Localization, candidates, suppressed
+from ahlm.localization.localize import Localization, localize, suppressed
 from ahlm.localization.refinement import refine_change_points
 
 
@@ -81,7 +81,7 @@ def localize_pieces(
         is_last = end == len(cas) or edges_s[end] >= duration_s
         begin_s, end_s = edges_s[first], duration_s if is_last else edges_s[end]
         inside = (points > first) & (points < end)
-        part = candidates(
+        part = localize(
             cas[first:end],
             scores,
             attention[first:end],
@@ -91,6 +91,7 @@ def localize_pieces(
             config=config,
             refinement=dataclasses.replace(refinement, enabled=False),
             boundaries_s=boundaries_s[inside],
+            suppresses=False,
         )
         is_cut = ((first > 0) & (part.start_s <= begin_s)) | (not is_last) & (part.end_s >= end_s)
         kept = ~is_cut | (part.end_s - part.start_s >= (edges_s[end] - begin_s) / 2)
